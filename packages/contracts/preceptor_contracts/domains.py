@@ -1,0 +1,208 @@
+"""A domain: the folder `domains/<name>/`. Data that humans write; read here, rendered in `prompts`."""
+
+from __future__ import annotations
+
+import re
+import string
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from preceptor_contracts.errors import InvalidInput
+from preceptor_contracts.files import Sha256, canonical_json, sha256_bytes
+from preceptor_contracts.frozen import Frozen, read_yaml
+from preceptor_contracts.mcq import Scoring
+from preceptor_contracts.messages import Text
+from preceptor_contracts.served_names import DomainName
+
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+"""A file beside `domain.yaml`; never a path."""
+
+
+def _placeholders(template: str) -> set[str]:
+    """Names between braces; refuses everything but plain `{name}` and doubled braces."""
+    try:
+        pieces = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"not a template: {error}; write a literal brace twice") from error
+    names = set()
+    for _, name, spec, conversion in pieces:
+        if name is None:
+            continue
+        if not name.isidentifier() or spec or conversion:
+            raise ValueError(f"{{{name}}} is not a plain placeholder; write a literal brace twice")
+        names.add(name)
+    return names
+
+
+def _template(value: str, required: set[str], allowed: set[str]) -> str:
+    names = _placeholders(value)
+    if unknown := names - allowed:
+        known = ", ".join(sorted(f"{{{name}}}" for name in allowed)) or "none"
+        raise ValueError(f"unknown placeholder {{{min(unknown)}}}; known here: {known}")
+    if missing := required - names:
+        raise ValueError(f"placeholder {{{min(missing)}}} is missing")
+    return value
+
+
+class McqLayout(Frozen):
+    """How a multiple-choice item becomes the user's turn. Templates take `{name}`; literal braces are doubled."""
+
+    scoring: Scoring
+    """Fits the base model that the domain is trained on; copied into every manifest."""
+    passage: str = "{passage}\n\n"
+    """Put before the body when an item has a passage, so that questions on one passage share a prefix."""
+    letters: str = "{question}\n\n{options}\n\nAnswer with the letter only."
+    """Body for scoring `letters`."""
+    options: str = "{question}"
+    """Body for scoring `options`: the options are not shown, each is scored as the answer."""
+
+    @field_validator("passage")
+    @classmethod
+    def _passage(cls, value: str) -> str:
+        return _template(value, {"passage"}, {"passage"})
+
+    @field_validator("letters")
+    @classmethod
+    def _letters(cls, value: str) -> str:
+        return _template(value, {"question", "options"}, {"question", "options"})
+
+    @field_validator("options")
+    @classmethod
+    def _options(cls, value: str) -> str:
+        return _template(value, {"question"}, {"question"})
+
+
+class SafetyRule(Frozen):
+    """A message shown before any answer when a user's text matches."""
+
+    name: DomainName
+    message: Text
+    patterns: Annotated[tuple[Text, ...], Field(min_length=1)]
+    """Regular expressions, matched anywhere, ignoring case."""
+
+    @field_validator("patterns")
+    @classmethod
+    def _compile(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return patterns
+
+    def matches(self, text: str) -> bool:
+        """Tells whether any pattern occurs in `text`; typographic apostrophes count as plain ones."""
+        folded = text.replace("\u2019", "'")
+        return any(re.search(pattern, folded, re.IGNORECASE) for pattern in self.patterns)
+
+
+class Domain(Frozen):
+    """`domain.yaml`."""
+
+    name: DomainName
+    title: Text
+    description: Text
+    system: Text
+    """Template of the system message; it takes no placeholders."""
+    mcq: McqLayout | None = None
+    """None where the domain has no multiple choice."""
+    safety: tuple[SafetyRule, ...] = ()
+    disclaimer: str = ""
+    examples: tuple[Text, ...] = ()
+    """Questions that a page may offer to a newcomer."""
+    recipe: DomainName
+    """Default recipe: a file under `trainer/recipes/` without `.yaml`."""
+    epochs: Annotated[float, Field(gt=0, le=50)] | None = None
+    """Passes over the records; None leaves it to the recipe."""
+    grader: Literal["mcq", "sql"]
+    database: FileName | None = None
+    """SQL script that builds the SQLite database which grader `sql` executes queries on."""
+    max_answer_tokens: Annotated[int, Field(ge=1, le=4096)] = 256
+    """Limit on an answer's length, in tokens, where the client gives none."""
+
+    @field_validator("system")
+    @classmethod
+    def _system(cls, value: str) -> str:
+        return _template(value, set(), set())
+
+    @model_validator(mode="after")
+    def _grader_has_its_parts(self) -> Domain:
+        if self.grader == "sql" and self.database is None:
+            raise ValueError("grader 'sql' needs `database`")
+        if self.grader == "mcq" and self.mcq is None:
+            raise ValueError("grader 'mcq' needs `mcq`")
+        return self
+
+    @property
+    def prompt_sha(self) -> Sha256:
+        """Hash of all that shapes a prompt: an adapter trained under another one is not servable under this."""
+        shaping = {"system": self.system, "mcq": self.mcq.model_dump(mode="json") if self.mcq else None}
+        return sha256_bytes(canonical_json(shaping).encode())
+
+    def triggered(self, text: str) -> tuple[SafetyRule, ...]:
+        """Returns the safety rules that `text` sets off."""
+        return tuple(rule for rule in self.safety if rule.matches(text))
+
+
+class DomainFolder(Frozen):
+    """A domain and where its files are."""
+
+    path: Path
+    domain: Domain
+
+    @property
+    def train(self) -> Path:
+        """Training records, JSONL."""
+        return self.path / "train.jsonl"
+
+    @property
+    def exam(self) -> Path:
+        """Held-out questions, JSONL."""
+        return self.path / "exam.jsonl"
+
+    @property
+    def database(self) -> Path:
+        """SQL script of the graded database; only where grader is `sql`."""
+        if self.domain.database is None:
+            raise InvalidInput(f"domain {self.domain.name!r} has no database.")
+        return self.path / self.domain.database
+
+
+def load_domain(path: Path) -> DomainFolder:
+    """Reads `path/domain.yaml`.
+
+    Raises:
+        InvalidInput: Missing, malformed, or its `name` is not the folder's.
+    """
+    domain = read_yaml(path / "domain.yaml", Domain)
+    if domain.name != path.name:
+        raise InvalidInput(
+            f"{path / 'domain.yaml'}: name {domain.name!r} is not its folder's name {path.name!r}.",
+            hint="Rename the folder or the domain.",
+        )
+    return DomainFolder(path=path, domain=domain)
+
+
+def load_domains(root: Path) -> dict[str, DomainFolder]:
+    """Reads every folder under `root` that holds a `domain.yaml`, by name."""
+    if not root.is_dir():
+        raise InvalidInput(f"{root} is not a folder of domains.", hint="Point DOMAINS_DIR at the folder.")
+    return {path.parent.name: load_domain(path.parent) for path in sorted(root.glob("*/domain.yaml"))}
+
+
+def find_domain(root: Path, name: str) -> DomainFolder:
+    """Reads one domain by name.
+
+    Raises:
+        InvalidInput: No such domain; the hint lists those there are.
+    """
+    known = sorted(path.parent.name for path in root.glob("*/domain.yaml"))
+    if name not in known:
+        raise InvalidInput(
+            f"There is no domain {name!r}.",
+            code="unknown_domain",
+            hint=f"Known domains: {', '.join(known) or 'none'}. A domain is a folder with a domain.yaml in {root}.",
+        )
+    return load_domain(root / name)

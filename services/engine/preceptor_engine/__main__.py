@@ -1,0 +1,42 @@
+"""`preceptor-engine serve | materialise | show`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+
+from preceptor_contracts.base_models import EMBEDDED
+from preceptor_contracts.errors import PreceptorError
+
+from preceptor_engine.launch import launch_here
+from preceptor_engine.materialise import materialise
+from preceptor_engine.settings import EngineSettings
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one subcommand; `serve` does not return, the process becomes vLLM."""
+    parser = argparse.ArgumentParser(prog="preceptor-engine", description=__doc__)
+    parser.add_argument("command", choices=["serve", "materialise", "show"], help="show prints the launch and ends")
+    command = parser.parse_args(argv).command
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    settings = EngineSettings()
+    try:
+        if command in {"serve", "materialise"} and settings.base_model == EMBEDDED:
+            materialise(settings.base_models_dir)
+        if command == "materialise":
+            return 0
+        launch = launch_here(settings)
+    except PreceptorError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    if command == "show":
+        sys.stdout.write(shlex.join(launch.argv) + "\n")
+        return 0
+    os.execvpe(launch.argv[0], launch.argv, {**os.environ, **launch.env})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Every choice about the engine, in one object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from preceptor_contracts.base_models import EMBEDDED
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
+"""The ranks that vLLM 0.32 accepts as a limit (its config/lora.py)."""
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class EngineSettings(BaseSettings):
+    """Read from the environment and `.env`."""
+
+    model_config = SettingsConfigDict(env_prefix="ENGINE_", env_file=".env", extra="ignore", frozen=True)
+
+    base_model: Annotated[str, Field(validation_alias="BASE_MODEL", min_length=1)] = EMBEDDED
+    """`embedded`, a folder, or a Hugging Face id."""
+    base_models_dir: Annotated[Path, Field(validation_alias="BASE_MODELS_DIR")] = Path("data/base-models")
+    """Where the embedded base model is materialised."""
+    host: str = "127.0.0.1"
+    """Loopback: the engine has no admin scope of its own, so nobody but the gateway may reach it."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8001
+    api_key: SecretStr = SecretStr("")
+    """Shared with the gateway; empty means no check."""
+    dtype: Dtype = "auto"
+    """`auto` takes bfloat16 where the processor has units for it, else float32; on a GPU vLLM decides."""
+    max_model_len: Annotated[int, Field(ge=256)] = 2048
+    """Context length, in tokens."""
+    max_lora_rank: LoraRank = 16
+    """The smallest that fits your recipes: over-sizing costs speed (vllm#22782)."""
+    max_loras: Annotated[int, Field(ge=1)] = 2
+    """Adapters that can share a batch: one promoted and one on trial."""
+    max_cpu_loras: Annotated[int, Field(ge=1)] = 8
+    """Adapters kept in memory; more are read from disk again when asked."""
+    kv_cache_gib: Annotated[int, Field(ge=1)] = 2
+    """Memory for the KV cache, in GiB; CPU only."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    """Share of GPU memory that vLLM takes; GPU only."""

@@ -1,0 +1,39 @@
+"""`python -m preceptor_gateway`: serves until SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+import uvicorn
+from preceptor_contracts.errors import PreceptorError
+
+from preceptor_gateway.app import create_app
+from preceptor_gateway.settings import GatewaySettings
+
+
+def main() -> int:
+    """Serves; returns 2 with a sentence where the settings do not allow it."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    )
+    settings = GatewaySettings()
+    try:
+        app = create_app(settings)
+    except PreceptorError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    # The edge writes the access line, with the request id.
+    uvicorn.run(app, host=settings.host, port=settings.port, access_log=False, timeout_graceful_shutdown=20)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

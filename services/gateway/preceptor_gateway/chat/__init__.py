@@ -1,0 +1,1 @@
+"""OpenAI-compatible chat completions: the hot path."""

@@ -1,0 +1,225 @@
+"""A client's chat request becomes the engine's: domain prompt in, adapter chosen, all other fields untouched."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+from preceptor_contracts.domains import SafetyRule
+from preceptor_contracts.errors import PreceptorError
+
+from preceptor_gateway.adapters.service import AdapterService
+from preceptor_gateway.domains.service import DomainService, Target
+from preceptor_gateway.engine import EngineClient, EngineReply
+from preceptor_gateway.engine.client import EngineLostAdapter
+from preceptor_gateway.metrics import Metrics
+from preceptor_gateway.problems import BadRequest, body_of
+
+Json = dict[str, Any]
+
+REFUSED = {
+    "chat_template": "replaces the template that adapters were trained on",
+    "chat_template_kwargs": "changes the template that adapters were trained on",
+    "add_generation_prompt": "changes the template that adapters were trained on",
+    "continue_final_message": "changes the template that adapters were trained on",
+    "add_special_tokens": "changes the template that adapters were trained on",
+    "documents": "changes the template that adapters were trained on",
+    "mm_processor_kwargs": "reaches into the engine",
+    "vllm_xargs": "reaches into the engine",
+    "kv_transfer_params": "reaches into the engine",
+    "priority": "would overtake other people's requests",
+    "request_id": "is the gateway's to give; send the header x-request-id",
+    "lora_request": 'picks an adapter past the gateway; use "model"',
+    "stop_token_ids": 'is the adapter\'s own; use "stop" for words',
+}
+"""Fields that a client may not set, with the reason it is told."""
+
+_GUIDED = {"guided_choice": "choice", "guided_regex": "regex", "guided_json": "json", "guided_grammar": "grammar"}
+"""vLLM ignores these silently since 0.12 (200, unconstrained text); they mean `structured_outputs`."""
+
+
+@dataclass(frozen=True)
+class EngineChat:
+    """A request that is ready for the engine."""
+
+    target: Target
+    body: bytes
+    stream: bool
+    rules: tuple[SafetyRule, ...]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response headers that tell every client what answered and what was set off."""
+        headers = {"x-preceptor-served": self.target.served}
+        if self.target.adapter:
+            headers["x-preceptor-adapter"] = self.target.adapter
+        if self.rules:
+            headers["x-preceptor-safety"] = quote(self.banner.strip())
+        return headers
+
+    @property
+    def banner(self) -> str:
+        """What must be read before the answer; empty where no rule was set off."""
+        return "".join(f"{rule.message}\n\n" for rule in self.rules)
+
+
+def parse_body(raw: bytes) -> Json:
+    """Decodes a request body, once."""
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"The body is not JSON: {error}.", code="invalid_json") from error
+    if not isinstance(body, dict):
+        raise BadRequest("The body is not a JSON object.", code="invalid_json")
+    return body
+
+
+def user_text(messages: list[Json]) -> str:
+    """The words of the last user message; parts that are not text do not count."""
+    for message in reversed(messages):
+        if message.get("role") == "user":
+            content = message.get("content")
+            if isinstance(content, list):
+                return " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+            return str(content or "")
+    return ""
+
+
+def check_messages(body: Json) -> list[Json]:
+    """Returns the messages of a request, or says what is wrong with them."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise BadRequest("messages must be a non-empty list.", code="invalid_field", param="messages")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise BadRequest(
+                f"messages.{index} is not an object with a role.", code="invalid_field", param=f"messages.{index}"
+            )
+    if not user_text(messages).strip() and messages[-1]["role"] == "user":
+        raise BadRequest(
+            "The last user message is empty.", code="empty_message", param="messages", hint="Ask something."
+        )
+    return messages
+
+
+def check_fields(body: Json) -> None:
+    """Refuses fields that are not a client's to set, and translates the legacy ones."""
+    for field, reason in REFUSED.items():
+        if body.get(field) is not None:
+            raise BadRequest(
+                f"{field!r} is refused: it {reason}.", code="field_refused", param=field, hint="Leave it out."
+            )
+    guided = {_GUIDED[field]: body.pop(field) for field in _GUIDED if body.get(field) is not None}
+    if guided:
+        if len(guided) > 1 or body.get("structured_outputs") is not None:
+            raise BadRequest(
+                "Only one constraint can hold at a time.", code="field_refused", param="structured_outputs"
+            )
+        body["structured_outputs"] = guided
+
+
+class ChatService:
+    """Prepares requests and passes answers through."""
+
+    def __init__(
+        self, domains: DomainService, adapters: AdapterService, engine: EngineClient, metrics: Metrics
+    ) -> None:
+        self._domains = domains
+        self._adapters = adapters
+        self._engine = engine
+        self._metrics = metrics
+
+    def prepare(self, body: Json, *, kind: str = "chat") -> EngineChat:
+        """Turns a client's body into the engine's. Touches memory only.
+
+        Raises:
+            PreceptorError: The body is wrong, or names something that cannot be served.
+        """
+        served = body.get("model")
+        if not isinstance(served, str) or not served:
+            raise BadRequest(
+                f"model must be a served name (got {served!r}).",
+                code="invalid_field",
+                param="model",
+                hint="GET /v1/models lists the served names.",
+            )
+        messages = check_messages(body)
+        check_fields(body)
+        target = self._domains.resolve(served)
+        rules: tuple[SafetyRule, ...] = ()
+        if target.domain and target.prompt:
+            rules = target.domain.triggered(user_text(messages))
+            extra = [_system_text(message) for message in messages if message["role"] == "system"]
+            turns = [message for message in messages if message["role"] != "system"]
+            body["messages"] = [target.prompt.system(extra), *turns]
+            if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
+                body["max_tokens"] = target.domain.max_answer_tokens
+            self._metrics.answers.labels(target.domain.name, target.adapter or "base", kind).inc()
+            if rules:
+                self._metrics.safety.labels(target.domain.name).inc()
+        body["model"] = target.engine_name
+        if target.stop_token_ids:
+            body["stop_token_ids"] = list(target.stop_token_ids)
+        return EngineChat(target, orjson.dumps(body), body.get("stream") is True, rules)
+
+    async def open(self, chat: EngineChat, stack: AsyncExitStack) -> EngineReply:
+        """Sends the request; returns when the engine's headers are there."""
+        started = time.perf_counter()
+        try:
+            reply = await stack.enter_async_context(self._engine.open("/v1/chat/completions", chat.body))
+        except EngineLostAdapter:
+            if chat.target.adapter:
+                self._adapters.lost(chat.target.adapter)
+            raise
+        domain = chat.target.domain.name if chat.target.domain else "base"
+        self._metrics.first_byte.labels(domain, chat.target.adapter or "base").observe(time.perf_counter() - started)
+        return reply
+
+    async def whole(self, chat: EngineChat) -> bytes:
+        """The complete answer, the engine's bytes unless a safety message must come first."""
+        async with AsyncExitStack() as stack:
+            raw = await (await self.open(chat, stack)).read()
+        if not chat.rules:
+            return raw
+        answer = orjson.loads(raw)
+        for choice in answer["choices"]:
+            choice["message"]["content"] = chat.banner + (choice["message"].get("content") or "")
+        return orjson.dumps(answer)
+
+    async def pieces(
+        self, chat: EngineChat, reply: EngineReply, stack: AsyncExitStack, request_id: str
+    ) -> AsyncIterator[bytes]:
+        """The streamed answer, the engine's bytes as they arrive. Leaving early cancels the engine's work."""
+        async with stack:
+            if chat.rules:
+                yield _first_chunk(chat)
+            try:
+                async for chunk in reply.chunks():
+                    yield chunk
+            except PreceptorError as error:
+                # The status is sent; the error can only be an event.
+                yield b"data: " + orjson.dumps(body_of(error, request_id).model_dump()) + b"\n\n"
+
+
+def _system_text(message: Json) -> str:
+    content = message.get("content")
+    if not isinstance(content, str):
+        raise BadRequest("A system message must be text.", code="invalid_field", param="messages")
+    return content
+
+
+def _first_chunk(chat: EngineChat) -> bytes:
+    delta = {"index": 0, "delta": {"role": "assistant", "content": chat.banner}, "finish_reason": None}
+    chunk = {
+        "id": "chatcmpl-safety",
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": chat.target.engine_name,
+        "choices": [delta],
+    }
+    return b"data: " + orjson.dumps(chunk) + b"\n\n"

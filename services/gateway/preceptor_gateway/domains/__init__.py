@@ -1,0 +1,1 @@
+"""Domains as clients see them, and their prompts through LangChain."""

@@ -1,0 +1,135 @@
+"""The domains of this installation, and what a served name means."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from preceptor_contracts.domains import Domain
+from preceptor_contracts.messages import Message
+from preceptor_contracts.served_names import RAW_BASE, parse_served_name
+from preceptor_contracts.wire import DomainView, RenderedPrompt, RenderRequest
+
+from preceptor_gateway.adapters.service import AdapterService
+from preceptor_gateway.domains.prompts import DomainPrompt
+from preceptor_gateway.engine import EngineClient
+from preceptor_gateway.problems import BadRequest, NotFound
+
+
+class Target(NamedTuple):
+    """What a served name resolves to."""
+
+    served: str
+    engine_name: str
+    """What the engine calls it."""
+    domain: Domain | None
+    """None for the raw base model."""
+    prompt: DomainPrompt | None
+    adapter: str | None
+    stop_token_ids: tuple[int, ...]
+    """Sent with the request, for vLLM ignores an adapter's own."""
+
+
+class DomainService:
+    """Read once at start; a changed domain needs a restart, since adapters were trained on its prompt."""
+
+    def __init__(
+        self, domains: dict[str, Domain], adapters: AdapterService, engine: EngineClient, default: str
+    ) -> None:
+        self.domains = domains
+        self._prompts = {name: DomainPrompt(domain) for name, domain in self.domains.items()}
+        self._adapters = adapters
+        self._engine = engine
+        self._default = default or (next(iter(self.domains)) if len(self.domains) == 1 else "")
+
+    def require(self, name: str) -> Domain:
+        """Returns a domain by name."""
+        if name not in self.domains:
+            known = ", ".join(sorted(self.domains)) or "none"
+            raise NotFound(
+                f"There is no domain {name!r}.", code="unknown_domain", param="domain", hint=f"Known domains: {known}."
+            )
+        return self.domains[name]
+
+    def served_name(self, *, domain: str | None, served: str | None) -> str:
+        """Picks the served name of a request that may name a domain, an exact served name, or neither."""
+        if served:
+            return served
+        name = domain or self._default
+        if not name:
+            raise BadRequest(
+                "The request names no domain.", code="domain_missing", param="domain", hint=self._known_hint()
+            )
+        self.require(name)
+        return name if self._adapters.promoted(name) else f"{name}:{RAW_BASE}"
+
+    def _known_hint(self) -> str:
+        return f'Send "domain"; known: {", ".join(sorted(self.domains))}. Or set GATEWAY_DEFAULT_DOMAIN.'
+
+    def resolve(self, served: str) -> Target:
+        """Finds what to ask the engine for a served name.
+
+        Raises:
+            InvalidInput, NotFound: No such served name.
+            Unavailable: The adapter exists and is not ready.
+        """
+        name = parse_served_name(served)
+        if name.domain is None:
+            return Target(served, RAW_BASE, None, None, None, ())
+        if name.domain not in self.domains:
+            raise NotFound(
+                f"{served!r} is not a served name: there is no domain {name.domain!r}.",
+                code="unknown_served_name",
+                param="model",
+                hint=f"Served names: {', '.join(self.served_names())}.",
+            )
+        domain, prompt = self.domains[name.domain], self._prompts[name.domain]
+        if name.is_base:
+            return Target(served, RAW_BASE, domain, prompt, None, ())
+        adapter = name.adapter or self._adapters.promoted(name.domain)
+        if adapter is None:
+            raise NotFound(
+                f"{served!r} has no promoted adapter yet.",
+                code="nothing_promoted",
+                param="model",
+                hint=f"Ask {served + ':' + RAW_BASE!r}, or run `preceptor-trainer run {served}`.",
+            )
+        manifest = self._adapters.require_ready(adapter)
+        return Target(served, adapter, domain, prompt, adapter, manifest.stop_token_ids)
+
+    def served_names(self) -> list[str]:
+        """All that `GET /v1/models` lists now."""
+        names = []
+        for name in self.domains:
+            promoted = self._adapters.promoted(name)
+            if promoted and self._adapters.is_ready(promoted):
+                names.append(name)
+            names.append(f"{name}:{RAW_BASE}")
+            names += [f"{name}:{adapter}" for adapter in self._adapters.ready(name)]
+        return [*names, RAW_BASE]
+
+    def view(self, name: str) -> DomainView:
+        """A domain as clients see it."""
+        domain = self.require(name)
+        return DomainView(
+            name=domain.name,
+            title=domain.title,
+            description=domain.description,
+            disclaimer=domain.disclaimer,
+            examples=domain.examples,
+            has_mcq=domain.mcq is not None,
+            scoring=domain.mcq.scoring if domain.mcq else None,
+            promoted=self._adapters.promoted(name),
+        )
+
+    async def render(self, name: str, request: RenderRequest) -> RenderedPrompt:
+        """Exactly what the engine gets, token ids included; the trainer's parity check."""
+        self.require(name)
+        prompt = self._prompts[name]
+        if request.mcq is not None:
+            messages = prompt.mcq(request.mcq)
+        else:
+            extra = [message.content for message in request.messages if message.role == "system"]
+            turns = [message.wire() for message in request.messages if message.role != "system"]
+            messages = [prompt.system(extra), *turns]
+        ids = await self._engine.tokenize(messages)
+        return RenderedPrompt(messages=tuple(Message.model_validate(one) for one in messages), token_ids=ids)

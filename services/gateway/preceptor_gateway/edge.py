@@ -1,0 +1,99 @@
+"""The outermost layer, plain ASGI so that streams pass untouched: request id, body limit, log line, metrics."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from preceptor_gateway.metrics import Metrics
+from preceptor_gateway.problems import BodyTooLarge, GatewayError, response_of
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+log = structlog.get_logger("gateway")
+
+
+class Edge:
+    """Wraps the whole application."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        offered = headers.get("x-request-id", "")
+        request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
+        scope["request_id"] = request_id
+        status = 0
+        started = time.perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        self._metrics.in_flight.inc()
+        try:
+            await self._app(scope, self._limited(headers, receive), send_with_id)
+        except BodyTooLarge as error:
+            if not status:
+                await response_of(error, request_id)(scope, receive, send_with_id)
+        except Exception:
+            # Last resort at the edge: the client gets the one shape, the log gets the traceback.
+            log.exception("unexpected", request_id=request_id, path=scope["path"])
+            if status:
+                raise
+            oops = GatewayError(
+                "The gateway failed in a way that it did not expect.",
+                code="internal_error",
+                hint=f"Look for request_id {request_id!r} in the gateway's log.",
+            )
+            oops.status = 500
+            await response_of(oops, request_id)(scope, receive, send_with_id)
+        finally:
+            self._metrics.in_flight.dec()
+            self._record(scope, request_id, status, time.perf_counter() - started)
+
+    def _limited(self, headers: Headers, receive: Receive) -> Receive:
+        declared = headers.get("content-length", "0")
+        seen = int(declared) if declared.isdigit() else 0
+        counted = 0
+
+        async def limited() -> Message:
+            nonlocal counted
+            message = await receive()
+            counted += len(message.get("body", b""))
+            if max(seen, counted) > self._max_body_bytes:
+                raise BodyTooLarge(
+                    f"The body holds {max(seen, counted)} bytes.", hint=f"Send at most {self._max_body_bytes} bytes."
+                )
+            return message
+
+        return limited
+
+    def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "(none)")
+        self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        # No bodies, no headers: prompts are people's questions, headers hold keys.
+        log.info(
+            "request",
+            request_id=request_id,
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            ms=round(seconds * 1000, 1),
+            served=scope.get("served"),
+        )

@@ -1,0 +1,1 @@
+"""The seeds' `/generate`: one prompt, streamed text."""

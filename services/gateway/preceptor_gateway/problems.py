@@ -1,0 +1,176 @@
+"""Errors with a status, and the one shape in which every error leaves the gateway: OpenAI's envelope."""
+
+from __future__ import annotations
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from preceptor_contracts.errors import InvalidInput, PreceptorError
+from preceptor_contracts.wire import Problem, ProblemBody
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+_NOT_FOUND = frozenset({"unknown_served_name", "unknown_domain", "unknown_adapter"})
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    502: "engine_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+
+
+class GatewayError(PreceptorError):
+    """An error that carries its HTTP status."""
+
+    status = 400
+
+    def __init__(
+        self, message: str, *, code: str | None = None, hint: str = "", param: str | None = None, retry_after_s: int = 0
+    ) -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(GatewayError):
+    """The request is wrong; nothing was done."""
+
+    default_code = "bad_request"
+
+
+class NotAuthenticated(GatewayError):
+    """No key, or a wrong one."""
+
+    status = 401
+    default_code = "invalid_api_key"
+
+
+class NotPermitted(GatewayError):
+    """The key lacks the scope."""
+
+    status = 403
+    default_code = "missing_scope"
+
+
+class NotFound(GatewayError):
+    """What was asked for does not exist."""
+
+    status = 404
+    default_code = "not_found"
+
+
+class Conflict(GatewayError):
+    """The request is right but the state does not allow it."""
+
+    status = 409
+    default_code = "conflict"
+
+
+class BodyTooLarge(GatewayError):
+    """The body exceeds the limit."""
+
+    status = 413
+    default_code = "body_too_large"
+
+
+class EngineRefused(GatewayError):
+    """The engine answered an error that is not the client's."""
+
+    status = 502
+    default_code = "engine_error"
+
+
+class Unavailable(GatewayError):
+    """Try again in a moment."""
+
+    status = 503
+    default_code = "unavailable"
+
+
+class EngineTimeout(GatewayError):
+    """The engine was silent for too long."""
+
+    status = 504
+    default_code = "engine_timeout"
+
+
+def status_of(error: PreceptorError) -> int:
+    """The HTTP status of any of our errors."""
+    if isinstance(error, GatewayError):
+        return error.status
+    if error.code in _NOT_FOUND:
+        return 404
+    return 400 if isinstance(error, InvalidInput) else 500
+
+
+def body_of(error: PreceptorError, request_id: str) -> ProblemBody:
+    """Spells an error as OpenAI's envelope."""
+    return ProblemBody(
+        error=Problem(
+            message=error.message,
+            type=_TYPES.get(status_of(error), "api_error"),
+            param=getattr(error, "param", None),
+            code=error.code,
+        ),
+        hint=error.hint,
+        request_id=request_id,
+    )
+
+
+def response_of(error: PreceptorError, request_id: str) -> Response:
+    """Spells an error as a response, with Retry-After where waiting helps."""
+    headers = {"x-request-id": request_id}
+    if isinstance(error, GatewayError) and error.retry_after_s:
+        headers["retry-after"] = str(error.retry_after_s)
+    if isinstance(error, NotAuthenticated):
+        headers["www-authenticate"] = "Bearer"
+    body = orjson.dumps(body_of(error, request_id).model_dump())
+    return Response(body, status_of(error), headers, media_type="application/json")
+
+
+def request_id_of(request: Request) -> str:
+    """The id that the edge gave this request."""
+    return str(request.scope.get("request_id", ""))
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Makes every failure leave in the one shape."""
+
+    async def ours(request: Request, error: Exception) -> Response:
+        assert isinstance(error, PreceptorError)  # registered for this type only
+        return response_of(error, request_id_of(request))
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # registered for this type only
+        problems = error.errors()
+        first = problems[0]
+        field = ".".join(str(step) for step in first["loc"] if step != "body") or "body"
+        shown = repr(first.get("input"))
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        message = f"{field}: {first['msg'].removeprefix('Value error, ')} (got {shown})."
+        more = f" {len(problems) - 1} more field(s) are wrong." if len(problems) > 1 else ""
+        bad = BadRequest(message + more, code="invalid_field", param=field, hint="GET /docs shows the request's shape.")
+        return response_of(bad, request_id_of(request))
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # registered for this type only
+        if error.status_code == 404:
+            lost: GatewayError = NotFound(
+                f"There is no {request.url.path!r} here.", code="no_such_route", hint="GET /docs lists the routes."
+            )
+        else:
+            lost = BadRequest(f"{request.method} {request.url.path!r}: {error.detail}.", code="bad_method")
+            lost.status = error.status_code
+        return response_of(lost, request_id_of(request))
+
+    app.add_exception_handler(PreceptorError, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)

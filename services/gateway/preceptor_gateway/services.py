@@ -1,0 +1,41 @@
+"""Everything a request may need, constructed once in the lifespan and passed explicitly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends, Request
+
+if TYPE_CHECKING:
+    from preceptor_gateway.adapters.service import AdapterService
+    from preceptor_gateway.auth import Keys
+    from preceptor_gateway.chat.service import ChatService
+    from preceptor_gateway.domains.service import DomainService
+    from preceptor_gateway.engine import EngineClient
+    from preceptor_gateway.mcq.service import McqService
+    from preceptor_gateway.metrics import Metrics
+    from preceptor_gateway.settings import GatewaySettings
+
+
+@dataclass(frozen=True)
+class Services:
+    """The gateway's parts."""
+
+    settings: GatewaySettings
+    keys: Keys
+    metrics: Metrics
+    engine: EngineClient
+    adapters: AdapterService
+    domains: DomainService
+    chat: ChatService
+    mcq: McqService
+
+
+def get_services(request: Request) -> Services:
+    """The parts of the application that answers this request."""
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]

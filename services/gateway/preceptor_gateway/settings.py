@@ -1,0 +1,54 @@
+"""Every choice about the gateway, in one object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from preceptor_contracts.errors import PrerequisiteError
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class GatewaySettings(BaseSettings):
+    """Read from the environment and `.env`."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", env_file=".env", extra="ignore", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    api_key: SecretStr = SecretStr("")
+    """Bearer key with scope `use`."""
+    admin_key: SecretStr = SecretStr("")
+    """Bearer key with scopes `use` and `admin`."""
+    engine_url: str = "http://127.0.0.1:8001"
+    engine_api_key: Annotated[SecretStr, Field(validation_alias="ENGINE_API_KEY")] = SecretStr("")
+    engine_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Longest silence of the engine that is waited for, in seconds."""
+    domains_dir: Annotated[Path, Field(validation_alias="DOMAINS_DIR")] = Path("domains")
+    adapters_dir: Annotated[Path, Field(validation_alias="ADAPTERS_DIR")] = Path("data/adapters")
+    data_dir: Path = Path("data/gateway")
+    """The gateway's own store: which adapter each alias points at."""
+    default_domain: str = ""
+    """Asked where a request names none; empty means that a request must name one unless there is only one."""
+    reconcile_seconds: Annotated[float, Field(gt=0)] = 2.0
+    """Pause between looks at what the engine serves."""
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
+    cors_origins: str = ""
+    """Comma-separated origins that browsers may call from; empty means none."""
+
+    def require_keys(self) -> None:
+        """Refuses to serve without keys.
+
+        Raises:
+            PrerequisiteError: A key is missing or both are the same.
+        """
+        for name, key in (("GATEWAY_API_KEY", self.api_key), ("GATEWAY_ADMIN_KEY", self.admin_key)):
+            if not key.get_secret_value():
+                raise PrerequisiteError(
+                    f"{name} is empty.", hint="Run `make setup`; it makes keys where .env has none."
+                )
+        if self.api_key.get_secret_value() == self.admin_key.get_secret_value():
+            raise PrerequisiteError(
+                "GATEWAY_API_KEY and GATEWAY_ADMIN_KEY are the same.", hint="Give them different values in .env."
+            )
