@@ -1,0 +1,210 @@
+"""A small deterministic engine that speaks the part of vLLM's HTTP that the gateway uses, and fails on demand.
+
+Tokens are UTF-8 bytes plus two specials; logprobs are a hash of served name, prefix and token, so that an adapter
+answers differently from the base, always in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+Json = dict[str, Any]
+START, END, VOCABULARY = 256, 257, 258
+MAX_MODEL_LEN = 2048
+ANSWER = "The fake engine's answer."
+
+
+@lru_cache(maxsize=4096)
+def distribution(name: str, prefix: tuple[int, ...]) -> tuple[float, ...]:
+    """Log-probabilities over the vocabulary for the next token."""
+    seed = hashlib.sha256(repr((name, prefix)).encode()).digest()
+    raw = [((seed[i % 32] * 31 + seed[(i * 7) % 32] * 17 + i * 13) % 97) / 12 for i in range(VOCABULARY)]
+    total = math.log(math.fsum(math.exp(value) for value in raw))
+    return tuple(value - total for value in raw)
+
+
+def template(messages: Sequence[Json], *, generation_prompt: bool, continue_final: bool = False) -> tuple[int, ...]:
+    """SmolLM2's chat template, on bytes."""
+    ids: list[int] = []
+    for index, message in enumerate(messages):
+        ids += [START, *f"{message['role']}\n{message['content']}".encode()]
+        if not (continue_final and index == len(messages) - 1):
+            ids += [END, *b"\n"]
+    if generation_prompt:
+        ids += [START, *b"assistant\n"]
+    return tuple(ids)
+
+
+@dataclass
+class FakeEngine:
+    """State and faults of one fake."""
+
+    adapters: dict[str, str] = field(default_factory=dict)
+    calls: list[tuple[str, Json]] = field(default_factory=list)
+    aborted: int = 0
+    """Streams whose client left before the end."""
+    deaf_adapters: bool = False
+    """Loads succeed and have no effect, as in vllm#34186."""
+    fail_with: int = 0
+    """Status that every completion answers; 0 means none."""
+    token_delay_s: float = 0.0
+    drop_after: int = -1
+    """Breaks a stream off after so many chunks."""
+
+    def restart(self) -> None:
+        """Forgets every adapter, as a restarted vLLM does."""
+        self.adapters.clear()
+
+    def _name(self, name: str) -> str:
+        return "base" if self.deaf_adapters else name
+
+    def logprobs(self, name: str, prefix: Sequence[int]) -> tuple[float, ...]:
+        """What the fake would answer next."""
+        return distribution(self._name(name), tuple(prefix))
+
+    # --- routes ---
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        return Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/version", self._version),
+                Route("/v1/models", self._models),
+                Route("/tokenize", self._tokenize, methods=["POST"]),
+                Route("/v1/load_lora_adapter", self._load, methods=["POST"]),
+                Route("/v1/unload_lora_adapter", self._unload, methods=["POST"]),
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/completions", self._completions, methods=["POST"]),
+            ]
+        )
+
+    async def _health(self, request: Request) -> Response:
+        return Response()
+
+    async def _version(self, request: Request) -> Response:
+        return JSONResponse({"version": "fake"})
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": name} for name in ("base", *self.adapters)]})
+
+    async def _read(self, request: Request) -> Json:
+        body: Json = await request.json()
+        self.calls.append((request.url.path, body))
+        return body
+
+    async def _tokenize(self, request: Request) -> Response:
+        body = await self._read(request)
+        if "messages" in body:
+            ids = template(
+                body["messages"],
+                generation_prompt=body.get("add_generation_prompt", True),
+                continue_final=body.get("continue_final_message", False),
+            )
+        else:
+            ids = tuple(body["prompt"].encode())
+        return JSONResponse({"count": len(ids), "max_model_len": MAX_MODEL_LEN, "tokens": ids})
+
+    async def _load(self, request: Request) -> Response:
+        body = await self._read(request)
+        name = body["lora_name"]
+        if name in self.adapters or name == "base":
+            return _error(400, f"The lora adapter '{name}' has already been loaded. If you want to load ...")
+        if not (Path(body["lora_path"]) / "adapter_config.json").is_file():
+            return _error(404, f"Loading lora {name} failed: No adapter found for <path>")
+        self.adapters[name] = body["lora_path"]
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
+
+    async def _unload(self, request: Request) -> Response:
+        name = (await self._read(request))["lora_name"]
+        if self.adapters.pop(name, None) is None:
+            return _error(404, f"The lora adapter '{name}' cannot be found.")
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
+
+    def _refusal(self, body: Json, length: int) -> Response | None:
+        if self.fail_with:
+            return _error(self.fail_with, "The fake was told to fail.")
+        if body["model"] not in ("base", *self.adapters):
+            return _error(404, f"The model `{body['model']}` does not exist. Valid aliases: base.")
+        if length > MAX_MODEL_LEN:
+            return _error(400, f"This model's maximum context length is {MAX_MODEL_LEN} tokens. However, ...")
+        return None
+
+    async def _chat(self, request: Request) -> Response:
+        body = await self._read(request)
+        prompt = template(body["messages"], generation_prompt=True)
+        if refused := self._refusal(body, len(prompt)):
+            return refused
+        if body.get("stream"):
+            return StreamingResponse(self._stream(body, request), media_type="text/event-stream")
+        await asyncio.sleep(self.token_delay_s)
+        choice: Json = {
+            "index": 0,
+            "message": {"role": "assistant", "content": ANSWER},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+        if wanted := body.get("logprob_token_ids"):
+            choice["logprobs"] = {"content": [{"top_logprobs": self._top(body["model"], prompt, wanted)}]}
+        return JSONResponse(
+            {"object": "chat.completion", "model": body["model"], "choices": [choice], "usage": _usage(len(prompt), 1)}
+        )
+
+    def _top(self, name: str, prompt: tuple[int, ...], wanted: list[int]) -> list[Json]:
+        logprobs = self.logprobs(name, prompt)
+        sampled = max(range(VOCABULARY), key=lambda token: logprobs[token])
+        return [{"token": f"token_id:{token}", "logprob": logprobs[token]} for token in (sampled, *wanted)]
+
+    async def _stream(self, body: Json, request: Request) -> AsyncIterator[bytes]:
+        done = False
+        try:
+            for index, word in enumerate(ANSWER.split(" ")):
+                if index == self.drop_after:
+                    raise ConnectionResetError
+                delta = {"role": "assistant", "content": word if index == 0 else f" {word}"}
+                chunk = {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta}], "odd": "kept"}
+                yield b"data: " + json.dumps(chunk).encode() + b"\n\n"
+                await asyncio.sleep(self.token_delay_s)
+            yield b"data: [DONE]\n\n"
+            done = True
+        finally:
+            self.aborted += not done
+
+    async def _completions(self, request: Request) -> Response:
+        body = await self._read(request)
+        prompts = body["prompt"]
+        if refused := self._refusal(body, max(map(len, prompts))):
+            return refused
+        choices = [
+            {"index": index, "text": "", "prompt_logprobs": self._prompt_logprobs(body["model"], ids)}
+            for index, ids in enumerate(prompts)
+        ]
+        return JSONResponse({"object": "text_completion", "choices": choices, "usage": _usage(sum(map(len, prompts)), 1)})
+
+    def _prompt_logprobs(self, name: str, ids: list[int]) -> list[Json | None]:
+        entries: list[Json | None] = [None]
+        for position in range(1, len(ids)):
+            logprob = self.logprobs(name, ids[:position])[ids[position]]
+            entries.append({str(ids[position]): {"logprob": logprob, "rank": 1, "decoded_token": ""}})
+        return entries
+
+
+def _usage(prompt: int, completion: int) -> Json:
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "prompt_tokens_details": {"cached_tokens": 0}}
+
+
+def _error(status: int, message: str) -> Response:
+    return JSONResponse({"error": {"message": message, "type": "Error", "param": None, "code": status}}, status)

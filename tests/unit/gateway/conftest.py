@@ -1,0 +1,122 @@
+"""A gateway in front of the fake engine, both on loopback ports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from preceptor_contracts.domains import Domain, load_domain
+from preceptor_contracts.report import Verdict
+from preceptor_gateway.app import create_app
+from preceptor_gateway.settings import GatewaySettings
+from pydantic import SecretStr
+
+from tests.fakes.adapters import canary_for, write_adapter, write_report
+from tests.fakes.engine import FakeEngine
+from tests.fakes.serving import serve
+
+V1, V2 = "clinic-v1-00000001", "clinic-v2-00000002"
+
+DOMAIN = """
+name: clinic
+title: Clinic
+description: A domain for tests.
+system: "You are a clinic. {{braces}} stay."
+mcq: {scoring: SCORING}
+safety:
+  - {name: emergency, message: "Call 112 first.", patterns: ["can'?t breathe"]}
+disclaimer: Not advice.
+recipe: any
+grader: mcq
+max_answer_tokens: 33
+"""
+
+
+def write_domain(root: Path, scoring: str) -> Domain:
+    """Writes the test domain."""
+    folder = root / "clinic"
+    folder.mkdir(parents=True)
+    (folder / "domain.yaml").write_text(DOMAIN.replace("SCORING", scoring))
+    return load_domain(folder).domain
+
+
+@dataclass
+class Stack:
+    """What a test may look at and break."""
+
+    fake: FakeEngine
+    domain: Domain
+    root: Path
+    url: str
+    use: httpx.Client
+    admin: httpx.Client
+
+    @property
+    def adapters(self) -> Path:
+        return self.root / "adapters"
+
+    def add(self, name: str, verdict: Verdict | None = None, *, deaf: bool = False) -> str:
+        """Puts an adapter on disk; returns the name of its report, if any."""
+        canary = canary_for(self.fake, self.domain, name)
+        folder = write_adapter(self.adapters, name, self.domain, canary)
+        self.fake.deaf_adapters = deaf
+        return write_report(folder, self.domain.name, verdict) if verdict else ""
+
+    def load(self, name: str) -> httpx.Response:
+        return self.admin.post("/v1/adapters", json={"adapter": name})
+
+    def promote(self, name: str, **more: object) -> httpx.Response:
+        return self.admin.post("/v1/domains/clinic/promote", json={"adapter": name, **more})
+
+    def chat(self, model: str, content: str = "Hello?", **more: object) -> httpx.Response:
+        body = {"model": model, "messages": [{"role": "user", "content": content}], **more}
+        return self.use.post("/v1/chat/completions", json=body)
+
+    def sent(self, path: str = "/v1/chat/completions") -> dict[str, object]:
+        """The last body that the engine got on a path."""
+        return [body for where, body in self.fake.calls if where == path][-1]
+
+
+StackMaker = Callable[..., Stack]
+
+
+@pytest.fixture
+def make_stack(tmp_path: Path) -> Iterator[StackMaker]:
+    """Builds stacks; a second call on the same folders is a gateway restart."""
+    from contextlib import ExitStack
+
+    with ExitStack() as exits:
+        fake = FakeEngine()
+        engine_url = exits.enter_context(serve(fake.app()))
+
+        def make(scoring: str = "options", **settings: object) -> Stack:
+            root = tmp_path
+            domains = root / "domains"
+            domain = load_domain(domains / "clinic").domain if domains.exists() else write_domain(domains, scoring)
+            values: dict[str, object] = {
+                "api_key": SecretStr("use-key"),
+                "admin_key": SecretStr("admin-key"),
+                "engine_url": engine_url,
+                "DOMAINS_DIR": domains,
+                "ADAPTERS_DIR": root / "adapters",
+                "data_dir": root / "gateway",
+                "reconcile_seconds": 0.05,
+                **settings,
+            }
+            url = exits.enter_context(serve(create_app(GatewaySettings(_env_file=None, **values))))  # type: ignore[arg-type]  # test values by name
+            clients = [
+                exits.enter_context(httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=10))
+                for key in ("use-key", "admin-key")
+            ]
+            return Stack(fake, domain, root, url, *clients)
+
+        yield make
+
+
+@pytest.fixture
+def stack(make_stack: StackMaker) -> Stack:
+    """A gateway with scoring `options`."""
+    return make_stack()
