@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 
 import uvicorn
+from fastapi import FastAPI
 from preceptor_contracts.errors import PreceptorError
 
 from preceptor_ui.app import create_app
-from preceptor_ui.settings import load_settings
+from preceptor_ui.settings import Settings, load_settings
 
 DRAIN_S = 3
-"""Seconds that open pages get when the UI is stopped; their event streams never end by themselves."""
+"""Seconds that open requests get when the UI is stopped."""
+
+
+class PageServer(uvicorn.Server):
+    """Ends the event streams of open pages first; they never end by themselves."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_level="warning",
+            timeout_graceful_shutdown=DRAIN_S,
+        )
+        super().__init__(config)
+        self._end_pages: Callable[[], None] = app.state.end_pages
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops serving."""
+        self._end_pages()
+        await super().shutdown(sockets)
 
 
 def main() -> int:
@@ -23,14 +47,10 @@ def main() -> int:
         return 1
     sys.stdout.write(f"Preceptor UI: http://{settings.host}:{settings.port} (gateway {settings.gateway_url})\n")
     sys.stdout.flush()
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        timeout_graceful_shutdown=DRAIN_S,
-    )
-    return 0
+    server = PageServer(create_app(settings), settings)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    return 0 if server.started else 1
 
 
 if __name__ == "__main__":

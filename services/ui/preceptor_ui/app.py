@@ -11,6 +11,7 @@ import gradio as gr
 from fastapi import FastAPI
 from preceptor_contracts.errors import PreceptorError
 from starlette.datastructures import MutableHeaders
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from preceptor_ui import chat, multiple_choice
@@ -22,7 +23,7 @@ from preceptor_ui.multiple_choice import McqTab
 from preceptor_ui.settings import Settings
 
 STYLE = Path(__file__).with_name("style.css")
-# The browser itself refuses what leaves this machine, whatever an answer contains.
+# The browser itself refuses what leaves this machine, whatever an answer contains. Gradio's widgets need 'unsafe-eval'.
 HEADERS = {
     "content-security-policy": (
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -52,7 +53,10 @@ class PageHeaders:
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Builds the whole UI; reads no environment and speaks to nobody yet."""
+    """Builds the whole UI; reads no environment and speaks to nobody yet.
+
+    The app's `state.end_pages()` ends the streams of open pages, which would outlast a shutdown.
+    """
     gateway = Gateway(settings)
 
     @asynccontextmanager
@@ -69,9 +73,10 @@ def create_app(settings: Settings) -> FastAPI:
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
+    stops = Stops()
     gr.mount_gradio_app(
         app,
-        build_page(gateway),
+        build_page(gateway, stops),
         path="/",
         server_name=settings.host,
         server_port=settings.port,
@@ -88,13 +93,22 @@ def create_app(settings: Settings) -> FastAPI:
         theme=_theme(),
         css_paths=STYLE,
     )
+
+    def end_pages() -> None:
+        stops.end_all()
+        for route in app.routes:
+            if isinstance(route, Mount) and isinstance(route.app, gr.routes.App):
+                route.app.stop_event.set()
+
+    app.state.end_pages = end_pages
     return app
 
 
-def build_page(gateway: Gateway) -> gr.Blocks:
+def build_page(gateway: Gateway, stops: Stops) -> gr.Blocks:
     """Lays out and connects the page."""
-    stops = Stops()
     page = gr.Blocks(title="Preceptor", analytics_enabled=False)
+    # Gradio's default lets one reader at a time have an answer; limits are the gateway's business.
+    page.queue(default_concurrency_limit=None, api_open=False)
     with page:
         catalogue = gr.State(Catalogue())
         gr.HTML(HEADER)

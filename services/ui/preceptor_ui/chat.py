@@ -57,6 +57,11 @@ class Stops:
         if stop := self._running.pop(session, None):
             stop.set()
 
+    def end_all(self) -> None:
+        """Ends every running answer."""
+        for session in list(self._running):
+            self.end(session)
+
     def end_of(self, request: gr.Request) -> None:
         """Ends the answer of the session that a request belongs to."""
         self.end(request.session_hash or "")
@@ -135,8 +140,16 @@ def lay_out() -> ChatTab:
     """Lays the tab out; call it inside a tab."""
     with gr.Row(equal_height=False, elem_classes="pc-choose"):
         served = gr.Dropdown(
-            choices=[], value=None, label="Who answers", filterable=False, scale=1, min_width=0, elem_id="chat-served"
+            choices=[],
+            value=None,
+            label="Who answers",
+            filterable=False,
+            scale=1,
+            min_width=0,
+            elem_id="chat-served",
         )
+        # An open page outlives the UI's restart; its choice is then none that this process has offered.
+        served.allow_custom_value = True
         refresh = gr.Button(
             "Refresh", size="md", scale=0, min_width=96, elem_classes="pc-quiet", elem_id="chat-refresh"
         )

@@ -117,8 +117,8 @@ async def converse(
         yield replace(now, turns=(*kept, broken), notice=Notice.of(error), is_running=False)
         return
     if stop.is_set():
-        turn = replace(turn, note=STOPPED, is_broken=not turn.said)
-    elif not turn.said:
+        turn = replace(turn, note=STOPPED, is_broken=not turn.answer.strip())
+    elif not turn.answer.strip():
         turn = replace(turn, note="The answer was empty.", is_broken=True)
     yield replace(now, turns=(*kept, turn), is_running=False)
 

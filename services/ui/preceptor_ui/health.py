@@ -15,12 +15,17 @@ TIMEOUT_S = 3.0
 
 def check(settings: Settings) -> str:
     """Returns what is wrong, or nothing."""
-    url = f"http://{_reachable(settings.host)}:{settings.port}/health"
+    url = health_url(settings)
     try:
         response = httpx.get(url, timeout=TIMEOUT_S, trust_env=False)
     except httpx.HTTPError as error:
         return f"{url} does not answer: {error}."
     return "" if response.is_success else f"{url} answers with status {response.status_code}."
+
+
+def health_url(settings: Settings) -> str:
+    """Where a process on this machine finds the UI, also when it listens on every address."""
+    return f"http://{_reachable(settings.host)}:{settings.port}/health"
 
 
 def main() -> int:
@@ -35,7 +40,6 @@ def main() -> int:
 
 
 def _reachable(host: str) -> str:
-    """The address to ask where the UI listens on `host`, which may mean every address."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -119,8 +119,16 @@ def lay_out() -> McqTab:
     """Lays the tab out; call it inside a tab."""
     with gr.Row(equal_height=False, elem_classes="pc-choose"):
         served = gr.Dropdown(
-            choices=[], value=None, label="Who answers", filterable=False, scale=1, min_width=0, elem_id="mcq-served"
+            choices=[],
+            value=None,
+            label="Who answers",
+            filterable=False,
+            scale=1,
+            min_width=0,
+            elem_id="mcq-served",
         )
+        # As in `chat`: an open page outlives the UI's restart.
+        served.allow_custom_value = True
         refresh = gr.Button("Refresh", size="md", scale=0, min_width=96, elem_classes="pc-quiet", elem_id="mcq-refresh")
     about = gr.HTML(elem_id="mcq-about")
     with gr.Row(elem_classes="pc-columns"):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from preceptor_ui.settings import Settings
-from ui_fake_gateway import KEY, FakeGateway, Running
+
+from tests.unit.ui.ui_fake_gateway import KEY, FakeGateway, Running
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from preceptor_contracts.wire import DomainList
 from preceptor_ui.catalogue import Catalogue
-from ui_fake_gateway import DOMAINS, SERVED
+
+from tests.unit.ui.ui_fake_gateway import DOMAINS, SERVED
 
 CATALOGUE = Catalogue(tuple(SERVED), DomainList.model_validate({"data": DOMAINS}).data)
 

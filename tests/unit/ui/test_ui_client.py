@@ -15,7 +15,8 @@ from preceptor_ui import client
 from preceptor_ui.client import Gateway, GatewayFailure, Piece
 from preceptor_ui.settings import Settings
 from starlette.responses import PlainTextResponse, Response
-from ui_fake_gateway import ANSWER, EPIPEN, KEY, SERVED, FakeGateway, html_error, problem
+
+from tests.unit.ui.ui_fake_gateway import ANSWER, EPIPEN, KEY, SERVED, FakeGateway, html_error, problem
 
 SettingsFor = Callable[..., Settings]
 ITEM = McqRequest(question="Which?", choices=("Tree", "Grass"), model="allergy")

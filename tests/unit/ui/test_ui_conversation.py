@@ -11,7 +11,8 @@ from preceptor_ui.chat import Stops, bubbles
 from preceptor_ui.client import Gateway, GatewayFailure, Piece
 from preceptor_ui.conversation import CUT, STOPPED, Progress, Turn, Turns, converse, history, unsent
 from preceptor_ui.settings import Settings
-from ui_fake_gateway import FakeGateway
+
+from tests.unit.ui.ui_fake_gateway import FakeGateway
 
 
 class Script:
@@ -69,6 +70,14 @@ def test_broken_turns_and_safety_messages_are_not_sent() -> None:
 def test_safety_message_reaches_the_banner() -> None:
     steps = run(Script(Piece(safety="CALL 112"), Piece("CALL 112\n\nThen rest.")), "help")
     assert [step.safety for step in steps] == ["", "CALL 112", "CALL 112", "CALL 112"]
+
+
+def test_safety_message_alone_is_an_answer_but_no_history() -> None:
+    last = run(Script(Piece(safety="CALL 112"), Piece("CALL 112")), "help")[-1]
+    assert not last.turns[-1].is_broken
+    script = Script(Piece("x"))
+    run(script, "and now?", last.turns)
+    assert [message.content for message in script.sent] == ["and now?"]
 
 
 def test_failure_keeps_the_question_for_the_box() -> None:

@@ -1,0 +1,71 @@
+"""Domains: what a wrong one says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from preceptor_contracts.domains import find_domain, load_domain, load_domains
+from preceptor_contracts.errors import InvalidInput
+
+GOOD = """
+name: clinic
+title: Clinic
+description: d
+system: You are a clinic.
+mcq: {scoring: options}
+recipe: any
+grader: mcq
+"""
+
+
+def write(root: Path, text: str, folder: str = "clinic") -> Path:
+    path = root / folder
+    path.mkdir(exist_ok=True)
+    (path / "domain.yaml").write_text(text)
+    return path
+
+
+def test_good_domain_loads(tmp_path: Path) -> None:
+    assert load_domain(write(tmp_path, GOOD)).domain.title == "Clinic"
+    assert list(load_domains(tmp_path)) == ["clinic"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("title: Clinic", "titel: Clinic", "titel: Extra inputs are not permitted"),
+        ("title: Clinic", "title: ''", "title: String should have at least 1 character"),
+        ("You are a clinic.", "'Hello {name}'", "unknown placeholder {name}"),
+        ("You are a clinic.", "'A { brace'", "write a literal brace twice"),
+        ("{scoring: options}", "{scoring: guess}", "mcq.scoring"),
+        ("{scoring: options}", "{scoring: options, options: 'no placeholder'}", "placeholder {question} is missing"),
+        ("grader: mcq", "grader: sql", "grader 'sql' needs `database`"),
+        ("grader: mcq", "grader: mcq\nsafety: [{name: e, message: m, patterns: ['(']}]", "not a regular expression"),
+        ("grader: mcq", "grader: [", "line"),
+        ("name: clinic", "name: other", "is not its folder's name"),
+    ],
+)
+def test_wrong_domain_names_file_and_field(tmp_path: Path, old: str, new: str, told: str) -> None:
+    path = write(tmp_path, GOOD.replace(old, new))
+    with pytest.raises(InvalidInput) as caught:
+        load_domain(path)
+    assert told in caught.value.message
+    assert "domain.yaml" in caught.value.message
+
+
+def test_unknown_domain_lists_the_known_ones(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    with pytest.raises(InvalidInput) as caught:
+        find_domain(tmp_path, "nope")
+    assert caught.value.code == "unknown_domain"
+    assert "clinic" in caught.value.hint
+    with pytest.raises(InvalidInput):
+        find_domain(tmp_path, "../clinic")
+
+
+def test_prompt_sha_follows_what_shapes_a_prompt_only(tmp_path: Path) -> None:
+    first = load_domain(write(tmp_path, GOOD)).domain.prompt_sha
+    retitled = load_domain(write(tmp_path, GOOD.replace("title: Clinic", "title: Other"))).domain.prompt_sha
+    reworded = load_domain(write(tmp_path, GOOD.replace("a clinic", "the clinic"))).domain.prompt_sha
+    assert first == retitled != reworded

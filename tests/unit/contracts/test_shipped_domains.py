@@ -1,0 +1,127 @@
+"""The shipped data keeps its promises: size, topics, and no exam question in the training data."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from preceptor_contracts.domains import DomainFolder, load_domain
+from preceptor_contracts.frozen import read_jsonl
+from preceptor_contracts.records import (
+    QUESTIONS,
+    RECORDS,
+    McqQuestion,
+    PromptCompletionRecord,
+    Question,
+    Record,
+    SqlQuestion,
+    asked_text,
+)
+
+DOMAINS = Path(__file__).parents[3] / "domains"
+NAMES = sorted(path.parent.name for path in DOMAINS.glob("*/domain.yaml"))
+
+
+def rows(name: str) -> tuple[DomainFolder, tuple[Record, ...], tuple[Question, ...]]:
+    folder = load_domain(DOMAINS / name)
+    return folder, read_jsonl(folder.train, RECORDS), read_jsonl(folder.exam, QUESTIONS)
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def grams(text: str, n: int) -> set[tuple[str, ...]]:
+    tokens = words(text)
+    return {tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)}
+
+
+def jaccard(left: set[tuple[str, ...]], right: set[tuple[str, ...]]) -> float:
+    return len(left & right) / len(left | right) if left and right else 0.0
+
+
+def test_both_domains_are_found() -> None:
+    assert {"allergy", "sql"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sizes_ids_and_topics(name: str) -> None:
+    _, train, exam = rows(name)
+    assert len(train) >= 400
+    assert len(exam) >= 120
+    assert all(count == 1 for count in Counter(row.id for row in (*train, *exam)).values())
+    assert len({row.topic for row in train}) >= 8
+    assert {row.topic for row in exam} <= {row.topic for row in train}
+    assert min(Counter(question.group for question in exam).values()) >= 60
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_exam_question_nor_near_duplicate_is_trained(name: str) -> None:
+    _, train, exam = rows(name)
+    asked = [(row.id, " ".join(words(asked_text(row))), asked_text(row)) for row in train]
+    known = {normal for _, normal, _ in asked}
+    for question in exam:
+        text = asked_text(question)
+        assert " ".join(words(text)) not in known, question.id
+        for row_id, _, other in asked:
+            assert jaccard(grams(text, 4), grams(other, 4)) < 0.6, (question.id, row_id)
+
+
+def test_allergy_mixes_kinds_and_balances_answers() -> None:
+    _, train, exam = rows("allergy")
+    kinds = Counter(record.kind for record in train)
+    assert min(kinds["chat"], kinds["mcq"]) >= 100
+    answers = Counter(question.answer for question in exam if isinstance(question, McqQuestion))
+    assert max(answers.values()) <= 0.3 * len(exam)
+    trained = {record.fact for record in train}
+    for question in exam:
+        assert (question.fact in trained) == (question.group == "trained_facts"), question.id
+
+
+def test_sql_queries_run_and_held_out_shapes_are_held_out() -> None:
+    folder, train, exam = rows("sql")
+    database = sqlite3.connect(":memory:")
+    database.executescript(folder.database.read_text())
+    shapes = {record.shape for record in train if isinstance(record, PromptCompletionRecord)}
+    for record in train:
+        assert isinstance(record, PromptCompletionRecord)
+        database.execute(record.completion)
+    for question in exam:
+        assert isinstance(question, SqlQuestion)
+        assert database.execute(question.query).fetchall(), question.id
+        assert (question.shape in shapes) == (question.group == "held_out_phrasings"), question.id
+    database.close()
+
+
+SAFE = [
+    "What is anaphylaxis?",
+    "What are the signs of anaphylaxis?",
+    "How do I use an EpiPen?",
+    "Can a wasp sting cause swelling of the throat?",
+    "Which foods cause tongue itching?",
+    "When should adrenaline be given?",
+    "How is breathing affected by asthma?",
+]
+URGENT = [
+    "I can\u2019t breathe after eating prawns",
+    "cannot breathe help",
+    "My throat is closing up and I'm scared",
+    "her tongue is swelling after the sesame bar",
+    "My husband just collapsed after a wasp sting",
+    "I think I'm having anaphylaxis right now",
+    "I used my EpiPen five minutes ago, what next?",
+]
+
+
+@pytest.mark.parametrize(("text", "urgent"), [*((text, False) for text in SAFE), *((text, True) for text in URGENT)])
+def test_emergency_rule_tells_what_happens_now_from_what_is_asked(text: str, urgent: bool) -> None:
+    domain = load_domain(DOMAINS / "allergy").domain
+    assert bool(domain.triggered(text)) is urgent
+
+
+def test_no_exam_question_sets_the_emergency_rule_off() -> None:
+    folder, _, exam = rows("allergy")
+    assert not [question.id for question in exam if folder.domain.triggered(asked_text(question))]
