@@ -1,7 +1,7 @@
 """Pins requirements/*.in into requirements/*.txt: `make lock`. Pins that still fit stay; `--upgrade` takes the newest.
 
-dev.txt is resolved first and holds the members of .venv together; each member's file is then a part of it. The engine has
-a resolution of its own, since vLLM pins its own transformers. No file names an index: whoever installs brings their own.
+dev.txt is resolved first and holds the members of .venv together; each member's file is then a part of it. The engine
+has a resolution of its own, since vLLM pins its own transformers. No file names an index: whoever installs brings one.
 """
 
 from __future__ import annotations

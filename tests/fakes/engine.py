@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import math
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -150,7 +151,9 @@ class FakeEngine:
             return refused
         if body.get("stream"):
             return StreamingResponse(self._stream(body, request), media_type="text/event-stream")
-        await asyncio.sleep(self.token_delay_s)
+        if await self._left(request):
+            self.aborted += 1
+            return Response(status_code=499)
         choice: Json = {
             "index": 0,
             "message": {"role": "assistant", "content": ANSWER},
@@ -162,6 +165,15 @@ class FakeEngine:
         return JSONResponse(
             {"object": "chat.completion", "model": body["model"], "choices": [choice], "usage": _usage(len(prompt), 1)}
         )
+
+    async def _left(self, request: Request) -> bool:
+        """Waits as long as an answer takes; True where the client left meanwhile (vLLM aborts then too)."""
+        until = time.monotonic() + self.token_delay_s
+        while time.monotonic() < until:
+            if await request.is_disconnected():
+                return True
+            await asyncio.sleep(0.01)
+        return False
 
     def _top(self, name: str, prompt: tuple[int, ...], wanted: list[int]) -> list[Json]:
         logprobs = self.logprobs(name, prompt)
@@ -192,7 +204,9 @@ class FakeEngine:
             {"index": index, "text": "", "prompt_logprobs": self._prompt_logprobs(body["model"], ids)}
             for index, ids in enumerate(prompts)
         ]
-        return JSONResponse({"object": "text_completion", "choices": choices, "usage": _usage(sum(map(len, prompts)), 1)})
+        return JSONResponse(
+            {"object": "text_completion", "choices": choices, "usage": _usage(sum(map(len, prompts)), 1)}
+        )
 
     def _prompt_logprobs(self, name: str, ids: list[int]) -> list[Json | None]:
         entries: list[Json | None] = [None]

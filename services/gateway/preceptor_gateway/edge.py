@@ -46,7 +46,8 @@ class Edge:
 
         self._metrics.in_flight.inc()
         try:
-            await self._app(scope, self._limited(headers, receive), send_with_id)
+            self._check_size(int(declared) if (declared := headers.get("content-length", "")).isdigit() else 0)
+            await self._app(scope, self._limited(receive), send_with_id)
         except BodyTooLarge as error:
             if not status:
                 await response_of(error, request_id)(scope, receive, send_with_id)
@@ -66,19 +67,19 @@ class Edge:
             self._metrics.in_flight.dec()
             self._record(scope, request_id, status, time.perf_counter() - started)
 
-    def _limited(self, headers: Headers, receive: Receive) -> Receive:
-        declared = headers.get("content-length", "0")
-        seen = int(declared) if declared.isdigit() else 0
+    def _check_size(self, size: int) -> None:
+        if size > self._max_body_bytes:
+            raise BodyTooLarge(f"The body holds {size} bytes.", hint=f"Send at most {self._max_body_bytes} bytes.")
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Counts what arrives, for a client may declare no length."""
         counted = 0
 
         async def limited() -> Message:
             nonlocal counted
             message = await receive()
             counted += len(message.get("body", b""))
-            if max(seen, counted) > self._max_body_bytes:
-                raise BodyTooLarge(
-                    f"The body holds {max(seen, counted)} bytes.", hint=f"Send at most {self._max_body_bytes} bytes."
-                )
+            self._check_size(counted)
             return message
 
         return limited

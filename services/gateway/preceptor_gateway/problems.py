@@ -81,6 +81,13 @@ class BodyTooLarge(GatewayError):
     default_code = "body_too_large"
 
 
+class ClientLeft(GatewayError):
+    """The client hung up; nobody reads this answer, the log and the metrics do."""
+
+    status = 499
+    default_code = "client_left"
+
+
 class EngineRefused(GatewayError):
     """The engine answered an error that is not the client's."""
 

@@ -13,7 +13,9 @@ from preceptor_contracts.mcq import Scoring, read_choices
 from preceptor_contracts.records import QUESTIONS, RECORDS, to_example
 from preceptor_contracts.served_names import ServedName, parse_served_name
 
-CHAT = '{"id":"1","kind":"chat","topic":"t","messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}'
+CHAT = (
+    '{"id":"1","kind":"chat","topic":"t","messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}'
+)
 
 
 def test_all_bad_lines_are_told_at_once(tmp_path: Path) -> None:
@@ -54,7 +56,11 @@ def test_empty_and_missing_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "user", "answer"),
     [
-        ({"kind": "chat", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, "q", "a"),
+        (
+            {"kind": "chat", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+            "q",
+            "a",
+        ),
         ({"kind": "instruction", "instruction": "do", "input": "x", "output": "y"}, "do\n\nx", "y"),
         ({"kind": "prompt_completion", "prompt": "p", "completion": "c"}, "p", "c"),
         ({"kind": "mcq", "question": "q", "options": ["x", "y"], "answer": 1}, "q", "y"),
@@ -89,7 +95,9 @@ def test_served_names_round_trip(text: str, name: ServedName) -> None:
     assert str(name) == text
 
 
-@pytest.mark.parametrize("text", ["", "Allergy", "a/b", "../x", "a:", ":base", "a:b", "a:c-v1-00000001", "a:a-v1-0000000g", "a\n"])
+@pytest.mark.parametrize(
+    "text", ["", "Allergy", "a/b", "../x", "a:", ":base", "a:b", "a:c-v1-00000001", "a:a-v1-0000000g", "a\n"]
+)
 def test_odd_served_names_are_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
         parse_served_name(text)

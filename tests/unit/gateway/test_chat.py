@@ -83,7 +83,11 @@ def test_emergency_is_told_first_in_stream_body_and_header(stack: Stack) -> None
         ({"model": "clinic", "messages": [{"role": "user", "content": "a"}]}, 404, "nothing_promoted"),
         ({"model": "base", "messages": [{"role": "user", "content": "a" * 3000}]}, 400, "context_length_exceeded"),
         ({"model": "base", "chat_template": "x", "messages": [{"role": "user", "content": "a"}]}, 400, "field_refused"),
-        ({"model": "base", "stop_token_ids": [1], "messages": [{"role": "user", "content": "a"}]}, 400, "field_refused"),
+        (
+            {"model": "base", "stop_token_ids": [1], "messages": [{"role": "user", "content": "a"}]},
+            400,
+            "field_refused",
+        ),
     ],
 )
 def test_bad_requests_get_the_documented_shape(stack: Stack, body: object, status: int, code: str) -> None:
@@ -148,6 +152,24 @@ def test_client_that_leaves_cancels_the_engine(stack: Stack) -> None:
     while not stack.fake.aborted and time.monotonic() < deadline:
         time.sleep(0.02)
     assert stack.fake.aborted == 1
+
+
+def test_client_that_leaves_before_a_whole_answer_cancels_the_engine(stack: Stack) -> None:
+    stack.fake.token_delay_s = 3.0
+    with pytest.raises(httpx.ReadTimeout):
+        stack.use.post(
+            "/v1/chat/completions", json={"model": "base", "messages": [{"role": "user", "content": "a"}]}, timeout=0.3
+        )
+    deadline = time.monotonic() + 2
+    while not stack.fake.aborted and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert stack.fake.aborted == 1
+
+
+def test_large_body_of_a_typed_route_is_413_too(make_stack: StackMaker) -> None:
+    stack = make_stack(max_body_bytes=2048)
+    answer = stack.use.post("/submit_mcq", json={"question": "a" * 3000, "choices": ["a", "b"]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
 
 
 def test_generate_streams_text_events(stack: Stack) -> None:

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from preceptor_gateway.auth import USE
 from preceptor_gateway.chat.service import parse_body
-from preceptor_gateway.problems import NotFound, request_id_of
+from preceptor_gateway.problems import ClientLeft, NotFound, request_id_of
 from preceptor_gateway.services import ServicesDep
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[USE])
@@ -72,7 +72,7 @@ async def until_client_leaves(request: Request, work: Coroutine[Any, Any, T]) ->
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise asyncio.CancelledError
+            raise ClientLeft("The client hung up before its answer was there.")
         return task.result()
     finally:
         for one in (task, watch):

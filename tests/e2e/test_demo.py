@@ -1,0 +1,119 @@
+"""The README's first command, and what a person then does in the browser. Needs Chromium."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+from preceptor_contracts.report import Report, Verdict
+
+from tests.e2e.conftest import Demo, start_demo
+from tests.prerequisites import require
+
+CHROMIUM = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+ANSWER_LIMIT_MS = 60_000
+
+
+@pytest.fixture
+def page(demo: Demo, tmp_path: Path) -> Iterator[Page]:
+    """A browser page that notes console errors and requests that leave this machine."""
+    path = shutil.which("chromium")
+    require(path, "Chromium is not installed. Run `apt-get install chromium`.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM)
+        one = browser.new_page()
+        troubles: list[str] = []
+        one.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+        one.on("request", lambda request: troubles.append(request.url) if demo.page not in request.url else None)
+        one.goto(demo.page)
+        yield one
+        browser.close()
+    strays = [trouble for trouble in troubles if not trouble.startswith(("data:", "blob:"))]
+    assert not strays
+
+
+def test_the_story_prints_the_table_and_the_adapter_is_better(demo: Demo) -> None:
+    text = demo.text()
+    report = Report.model_validate_json(next(demo.root.glob("runs/*/report.json")).read_text())
+    assert report.verdict is Verdict.BETTER
+    assert report.n >= 100
+    assert report.mcnemar_p < 0.01
+    assert f"{report.adapter.correct}/{report.n}" in text.replace(" ", "")
+    assert re.search(r"tokens/s", text)
+    assert re.search(r"Hot load to first token \d+\.\d\d s; promote \d+ ms; rollback \d+ ms;", text)
+    assert re.search(r"\d+ requests to 'sql' meanwhile, 0 failed\.", text)
+    assert "Asked over REST: How many patients live in Leeds?" in text
+
+
+def test_the_promoted_adapter_answers_over_rest(demo: Demo) -> None:
+    headers = {"authorization": f"Bearer {demo.env['GATEWAY_API_KEY']}"}
+    with httpx.Client(base_url=demo.gateway, headers=headers, timeout=60) as client:
+        assert "sql" in [card["id"] for card in client.get("/v1/models").json()["data"]]
+        body = {
+            "model": "sql",
+            "temperature": 0,
+            "messages": [{"role": "user", "content": "How many patients live in Leeds?"}],
+        }
+        answer = client.post("/v1/chat/completions", json=body).raise_for_status()
+        assert answer.json()["choices"][0]["message"]["content"].startswith("SELECT COUNT(*) FROM patients")
+
+
+def test_chat_page_streams_an_answer_of_the_specialist(page: Page) -> None:
+    page.get_by_role("tab", name="Chat").click()
+    expect(page.locator("#chat-about")).to_contain_text("Clinic SQL")
+    page.get_by_role("textbox", name="Your question").fill("How many patients live in Leeds?")
+    page.locator("#chat-send").click()
+    expect(page.locator("[data-testid=bot]").last).to_contain_text("SELECT", timeout=ANSWER_LIMIT_MS)
+
+
+def test_multiple_choice_page_shows_a_bar_per_option(page: Page) -> None:
+    page.get_by_role("tab", name="Multiple choice").click()
+    page.locator("#mcq-question textarea, #mcq-question input").first.fill("Which medicine comes first in anaphylaxis?")
+    page.locator("#mcq-options textarea").fill("Adrenaline injection.\nA glass of milk.\nBed rest.")
+    page.locator("#mcq-answer").click()
+    result = page.locator("#mcq-result")
+    expect(result.get_by_role("listitem")).to_have_count(3, timeout=ANSWER_LIMIT_MS)
+    expect(result).to_contain_text("%")
+
+
+def test_bad_multiple_choice_is_told_in_a_sentence(page: Page) -> None:
+    page.get_by_role("tab", name="Multiple choice").click()
+    page.locator("#mcq-question textarea, #mcq-question input").first.fill("Which?")
+    page.locator("#mcq-options textarea").fill("A) one\nA) two")
+    page.locator("#mcq-answer").click()
+    expect(page.locator("#mcq-problem")).to_contain_text("label 'A' is used by 2 choices.", timeout=ANSWER_LIMIT_MS)
+
+
+def test_ctrl_c_ends_everything_that_the_demo_started(demo: Demo) -> None:
+    # A terminal sends Ctrl-C to the whole foreground group.
+    os.killpg(demo.child.pid, signal.SIGINT)
+    demo.child.wait(60)
+    assert demo.members() == []
+
+
+def test_once_ends_with_the_storys_exit_code(tmp_path: Path) -> None:
+    """Two steps teach nothing, so the story ends with 3, and nothing is left."""
+    demo = start_demo(tmp_path, ONCE="1", DEMO_TRAINER_ARGUMENTS="--max-steps 2")
+    try:
+        demo.child.wait(1500)
+        assert demo.child.returncode == 2  # make's own word for a recipe that failed
+        assert re.search(r"not better|not_better|too few", demo.text(), re.IGNORECASE), demo.text()[-3000:]
+        assert demo.members() == []
+    finally:
+        demo.kill()

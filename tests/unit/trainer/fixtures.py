@@ -1,0 +1,195 @@
+"""A base model, a domain and a gateway small enough to go through the whole trainer in seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+from preceptor_contracts.domains import Domain, find_domain
+from preceptor_contracts.manifest import read_adapter, verify_files
+from preceptor_contracts.mcq import McqItem
+from preceptor_contracts.messages import Message
+from preceptor_contracts.prompts import render_chat, render_mcq
+from preceptor_contracts.wire import RenderRequest
+from preceptor_trainer.gateway import Gateway
+from preceptor_trainer.settings import TrainerSettings
+from preceptor_trainer.tokens import load_tokenizer, prompt_ids
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOPICS = ["moss", "fern", "reed", "clover", "heather", "willow", "hazel", "sorrel", "nettle", "thistle"]
+COLOURS = ["red", "blue", "green", "white", "brown", "grey", "pink", "black", "gold", "silver"]
+
+
+def write_base_model(folder: Path) -> None:
+    """Saves a random Llama of a few thousand parameters with a byte-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    plain = Tokenizer(models.BPE())
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    plain.train_from_iterator(["which colour has the plant", *TOPICS, *COLOURS], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain, eos_token="<|im_end|>", pad_token="<|im_end|>", unk_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def write_domain(root: Path, *, name: str = "plants", records: int = 10, questions: int = 24) -> Path:
+    """Writes a multiple-choice domain about the colours of plants."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "domain.yaml").write_text(
+        f"name: {name}\ntitle: Plants\ndescription: Colours of plants.\nsystem: Name the colour.\n"
+        "mcq: {scoring: options}\nrecipe: smollm2-135m-cpu\ngrader: mcq\nmax_answer_tokens: 8\n",
+        encoding="utf-8",
+    )
+    rows = [
+        {
+            "id": f"t{at}",
+            "kind": "prompt_completion",
+            "topic": "colours",
+            "prompt": f"Say the tint of plant number {at} called {TOPICS[at % 10]}",
+            "completion": COLOURS[at % 10],
+        }
+        for at in range(records)
+    ]
+    exam = [
+        {
+            "id": f"e{at}",
+            "kind": "mcq",
+            "topic": TOPICS[at % 3],
+            "group": "trained" if at % 2 else "near",
+            "question": f"Which colour would {TOPICS[at % 10]} show in picture {at}?",
+            "options": [COLOURS[at % 10], COLOURS[(at + 1) % 10]],
+            "answer": 0,
+        }
+        for at in range(questions)
+    ]
+    write_jsonl(folder / "train.jsonl", rows)
+    write_jsonl(folder / "exam.jsonl", exam)
+    return folder
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes one JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_recipe(path: Path, **changes: object) -> Path:
+    """Writes a recipe that trains a few steps."""
+    values = {
+        "name": "tiny",
+        "description": "For tests.",
+        "method": "lora",
+        "dtype": "float32",
+        "rank": 8,
+        "learning_rate": 0.05,
+        "epochs": 3,
+        "batch_size": 2,
+        "max_length": 256,
+        "checkpoint_every": 4,
+        "logging_steps": 2,
+        **changes,
+    }
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
+class FakeGateway:
+    """Answers what the trainer asks of a gateway, from the same contracts; the adapter is right, the base is not."""
+
+    def __init__(self, settings: TrainerSettings) -> None:
+        self.settings = settings
+        self.promoted: list[dict[str, str]] = []
+        self.registered: list[str] = []
+        self.extra_token = False
+        self._tokenizer = load_tokenizer(settings.base_model)
+        self.canary_fails = False
+        self.adapter_is_right: Callable[[str], bool] = lambda question: True
+
+    def connect(self, settings: TrainerSettings) -> Gateway:
+        """Opens a client on this gateway in place of one on the network."""
+        return Gateway(str(settings.gateway_url), settings.admin_key(), transport=httpx.MockTransport(self._answer))
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        path, body = request.url.path, json.loads(request.content or "{}")
+        if path == "/health":
+            return httpx.Response(200, json={"status": "ok", "engine": "fake 1", "domains": 1, "adapters_ready": 0})
+        if path.endswith("/render"):
+            return self._render(path.split("/")[3], body)
+        if path == "/v1/adapters":
+            return self._register(body["adapter"])
+        if path.endswith("/promote"):
+            self.promoted.append(body)
+            answer = {"domain": path.split("/")[3], "promoted": body["adapter"], "previous": None}
+            return httpx.Response(200, json=answer)
+        if path == "/submit_mcq":
+            return self._mcq(body)
+        raise AssertionError(f"the trainer asked for {path}")
+
+    def _domain(self, name: str) -> Domain:
+        return find_domain(self.settings.domains_dir, name).domain
+
+    def _render(self, name: str, body: dict[str, Any]) -> httpx.Response:
+        asked = RenderRequest.model_validate(body)
+        domain = self._domain(name)
+        messages: tuple[Message, ...] = (
+            render_mcq(domain, asked.mcq) if asked.mcq else render_chat(domain, asked.messages)
+        )
+        ids = prompt_ids(self._tokenizer, messages)
+        ids = [*ids, 5] if self.extra_token else ids
+        return httpx.Response(200, json={"messages": [message.model_dump() for message in messages], "token_ids": ids})
+
+    def _register(self, name: str) -> httpx.Response:
+        verify_files(read_adapter(self.settings.adapters_dir / name))
+        self.registered.append(name)
+        state = "failed" if self.canary_fails else "ready"
+        view = {"adapter": name, "domain": "plants", "served": f"plants:{name}", "state": state, "reason": "canary"}
+        return httpx.Response(200, json=view)
+
+    def _mcq(self, body: dict[str, Any]) -> httpx.Response:
+        is_adapter = not body["model"].endswith(":base")
+        right = is_adapter and self.adapter_is_right(body["question"])
+        item = McqItem(question=body["question"], options=tuple(body["choices"]))
+        answer = "A" if right else "B"
+        answered = {
+            "answer": answer,
+            "choice": item.options[item.labels.index(answer)],
+            "probabilities": {"A": 0.8 if right else 0.2, "B": 0.2 if right else 0.8},
+            "off_option_mass": 0.1,
+            "margin": 0.6,
+            "scoring": "options",
+            "served": body["model"],
+            "adapter": None,
+            "domain": body["model"].split(":")[0],
+            "prompt_tokens": 9,
+            "request_id": "r",
+        }
+        return httpx.Response(200, json=answered)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from preceptor_contracts.errors import InvalidInput
+from preceptor_trainer.hardware import Hardware, cpu_flags
+from preceptor_trainer.recipes import Overrides, load_recipe, recipes_dir, resolve_recipe
+
+from tests.unit.trainer.fixtures import write_recipe
+
+CPU = Hardware("cpu", "a processor", 2, 8_000_000_000, "float32")
+GPU = Hardware("cuda", "a GPU", 8, 24_000_000_000, "bfloat16")
+SHIPPED = sorted(path.stem for path in recipes_dir().glob("*.yaml"))
+
+
+def test_two_recipes_are_shipped_at_least() -> None:
+    assert len(SHIPPED) >= 2
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_recipe_is_valid(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
+def test_the_cpu_recipe_computes_the_same_everywhere() -> None:
+    resolved = resolve_recipe("smollm2-135m-cpu", Overrides(), GPU)
+    assert (resolved.method, resolved.dtype) == ("lora", "float32")
+
+
+def test_an_unknown_recipe_names_the_known_ones() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        load_recipe("nope")
+    assert "smollm2-135m-cpu" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rank": 12}, "serves ranks 8, 16, 32, 64"),
+        ({"rank": 128}, "serves ranks 8, 16, 32, 64"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "'lm_head'"),
+        ({"target_modules": ["q_proj", "q_proj"]}, "twice"),
+        ({"use_dora": True}, "DoRA"),
+        ({"modules_to_save": ["embed_tokens"]}, "fully trained modules"),
+        ({"init_lora_weights": "pissa"}, "initialisation"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"nonsense": 1}, "nonsense"),
+    ],
+)
+def test_what_the_engine_cannot_serve_is_refused(tmp_path: Path, change: dict[str, object], says: str) -> None:
+    path = write_recipe(tmp_path / "bad.yaml", **change)
+    with pytest.raises(InvalidInput) as caught:
+        load_recipe(str(path))
+    assert says in caught.value.message
+    assert "bad.yaml" in caught.value.message
+
+
+def test_the_command_line_beats_the_domain_and_the_domain_beats_the_recipe(tmp_path: Path) -> None:
+    path = str(write_recipe(tmp_path / "tiny.yaml", epochs=3))
+    assert resolve_recipe(path, Overrides(), CPU).epochs == 3
+    assert resolve_recipe(path, Overrides(), CPU, domain_epochs=4).epochs == 4
+    assert resolve_recipe(path, Overrides(epochs=5), CPU, domain_epochs=4).epochs == 5
+
+
+@pytest.mark.parametrize(("hardware", "method", "dtype"), [(CPU, "lora", "float32"), (GPU, "qlora", "bfloat16")])
+def test_auto_fits_the_hardware(tmp_path: Path, hardware: Hardware, method: str, dtype: str) -> None:
+    path = str(write_recipe(tmp_path / "tiny.yaml", method="auto", dtype="auto"))
+    resolved = resolve_recipe(path, Overrides(), hardware)
+    assert (resolved.method, resolved.dtype) == (method, dtype)
+
+
+def test_qlora_on_a_processor_computes_in_float32(tmp_path: Path) -> None:
+    path = str(write_recipe(tmp_path / "tiny.yaml", dtype="auto"))
+    fast = Hardware("cpu", "a processor", 2, 8_000_000_000, "bfloat16")
+    assert resolve_recipe(path, Overrides(method="qlora"), fast).dtype == "float32"
+
+
+@pytest.mark.parametrize("overrides", [Overrides(method="dora"), Overrides(epochs=-1), Overrides(max_steps=0)])
+def test_a_bad_override_is_refused(overrides: Overrides) -> None:
+    with pytest.raises(InvalidInput):
+        resolve_recipe("smollm2-135m-cpu", overrides, CPU)
+
+
+def test_float16_needs_cuda(tmp_path: Path) -> None:
+    path = str(write_recipe(tmp_path / "tiny.yaml", dtype="float16"))
+    with pytest.raises(InvalidInput, match="CUDA"):
+        resolve_recipe(path, Overrides(), CPU)
+
+
+def test_processor_flags_are_read_and_may_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("model name : x\nflags\t\t: fpu avx2 avx512_bf16\n", encoding="ascii")
+    assert "avx512_bf16" in cpu_flags(tmp_path / "cpuinfo")
+    assert cpu_flags(tmp_path / "none") == frozenset()

@@ -1,0 +1,1 @@
+"""Turns a domain's records into a promoted adapter. Start at `pipeline`."""

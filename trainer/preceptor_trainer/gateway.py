@@ -1,0 +1,187 @@
+"""The gateway over HTTP: what the trainer asks of it, with every failure turned into a sentence."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+import httpx
+from preceptor_contracts.errors import PreceptorError, PrerequisiteError
+from preceptor_contracts.mcq import McqItem
+from preceptor_contracts.messages import Message, wire
+from preceptor_contracts.wire import AdapterView, AliasView, Health, McqAnswer, ProblemBody, RenderedPrompt
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from preceptor_trainer.settings import TrainerSettings
+
+ATTEMPTS = 5
+"""Times that a request is sent while the gateway asks to come back later."""
+_RETRIED = frozenset({429, 503, 504})
+_LONGEST_WAIT_S = 15.0
+# A CPU engine with a full queue may take minutes to the last of several answers.
+_TIMEOUT = httpx.Timeout(connect=5.0, read=300.0, write=30.0, pool=300.0)
+
+Shape = TypeVar("Shape")
+
+
+class GatewayFailure(PreceptorError):
+    """The gateway refused, or answered something that it should not."""
+
+    default_code = "gateway_failed"
+
+
+class _ChatMessage(BaseModel):
+    content: str | None = None
+
+
+class _ChatChoice(BaseModel):
+    message: _ChatMessage
+
+
+class _ChatAnswer(BaseModel):
+    """The part of OpenAI's answer that an exam needs."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    choices: tuple[_ChatChoice, ...]
+
+
+class Gateway:
+    """One connection pool with the admin key; use it as an async context.
+
+    Args:
+        url: Where the gateway is.
+        key: Bearer key with scope `admin`.
+        transport: Replaces the network in tests.
+    """
+
+    def __init__(self, url: str, key: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._url = url.rstrip("/")
+        self._client = httpx.AsyncClient(
+            base_url=self._url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=_TIMEOUT,
+            transport=transport,
+            limits=httpx.Limits(max_connections=None),
+            trust_env=False,
+        )
+
+    @classmethod
+    def of(cls, settings: TrainerSettings) -> Gateway:
+        """Makes the client that the settings name."""
+        return cls(str(settings.gateway_url), settings.admin_key())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    async def health(self) -> Health:
+        """Asks what answers behind the gateway."""
+        return await self._ask("GET", "/health", TypeAdapter(Health))
+
+    async def render_messages(self, domain: str, messages: Sequence[Message]) -> RenderedPrompt:
+        """Asks for the ids that the engine would get for a conversation."""
+        return await self._render(domain, {"messages": wire(tuple(messages))})
+
+    async def render_mcq(self, domain: str, item: McqItem) -> RenderedPrompt:
+        """Asks for the ids that the engine would get for a multiple-choice item."""
+        plain = McqItem(question=item.question, options=item.options, passage=item.passage)
+        return await self._render(domain, {"mcq": plain.model_dump(mode="json")})
+
+    async def register(self, adapter: str) -> AdapterView:
+        """Has a published adapter loaded and its canary checked."""
+        return await self._ask("POST", "/v1/adapters", TypeAdapter(AdapterView), {"adapter": adapter})
+
+    async def promote(self, domain: str, adapter: str, report: str) -> AliasView:
+        """Points the domain's alias at an adapter."""
+        body = {"adapter": adapter, "report": report}
+        return await self._ask("POST", f"/v1/domains/{domain}/promote", TypeAdapter(AliasView), body)
+
+    async def answer_mcq(self, served: str, item: McqItem) -> McqAnswer:
+        """Asks a served name a multiple-choice question."""
+        # Labels are written out: an option that begins like one ("I. ...") must not be read as one.
+        choices = [f"{label}) {text}" for label, text in zip(item.labels, item.options, strict=True)]
+        body = {"model": served, "text": item.passage, "question": item.question, "choices": choices}
+        return await self._ask("POST", "/submit_mcq", TypeAdapter(McqAnswer), body)
+
+    async def chat(self, served: str, question: str, *, max_tokens: int) -> str:
+        """Asks a served name one question, greedily."""
+        body = {
+            "model": served,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 0,
+            "max_tokens": max_tokens,
+        }
+        answer = await self._ask("POST", "/v1/chat/completions", TypeAdapter(_ChatAnswer), body)
+        if not answer.choices:
+            raise GatewayFailure(f"The gateway answered without a choice for {served!r}.")
+        return answer.choices[0].message.content or ""
+
+    async def _render(self, domain: str, body: object) -> RenderedPrompt:
+        return await self._ask("POST", f"/v1/domains/{domain}/render", TypeAdapter(RenderedPrompt), body)
+
+    async def _ask(self, method: str, path: str, shape: TypeAdapter[Shape], body: object = None) -> Shape:
+        response = await self._send(method, path, body)
+        if response.is_error:
+            raise _failure(response)
+        try:
+            return shape.validate_json(response.content)
+        except ValidationError as error:
+            raise GatewayFailure(
+                f"{method} {path} answered something unexpected: {response.text[:200]!r}.",
+                hint="Run gateway and trainer of the same version.",
+            ) from error
+
+    async def _send(self, method: str, path: str, body: object) -> httpx.Response:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                response = await self._client.request(method, path, json=body)
+            except httpx.TimeoutException as error:
+                raise GatewayFailure(
+                    f"{method} {path} did not answer within {_TIMEOUT.read:.0f} s.",
+                    code="gateway_timeout",
+                    hint="Lower TRAINER_CONCURRENCY, or look at the engine's log.",
+                ) from error
+            except httpx.TransportError as error:
+                raise PrerequisiteError(
+                    f"The gateway at {self._url} does not answer.",
+                    code="gateway_down",
+                    hint="Start the stack: make serve",
+                ) from error
+            if response.status_code not in _RETRIED or attempt == ATTEMPTS:
+                return response
+            await asyncio.sleep(_wait_s(response, attempt))
+        raise AssertionError("the loop returns or raises on its last attempt")
+
+
+def _wait_s(response: httpx.Response, attempt: int) -> float:
+    """Reads Retry-After in seconds; without one, waits longer each time."""
+    try:
+        asked = float(response.headers.get("retry-after", ""))
+    except ValueError:
+        asked = float(2 ** (attempt - 1))
+    return max(0.0, min(asked, _LONGEST_WAIT_S))
+
+
+def _failure(response: httpx.Response) -> PreceptorError:
+    try:
+        problem = ProblemBody.model_validate_json(response.content)
+    except ValidationError:
+        where = f"{response.request.method} {response.request.url.path}"
+        return GatewayFailure(
+            f"{where} answered status {response.status_code}: {response.text[:200]!r}.",
+            hint="Is something else than Preceptor's gateway listening there? Check TRAINER_GATEWAY_URL.",
+        )
+    if response.status_code in {401, 403}:
+        return PrerequisiteError(
+            problem.error.message,
+            code=problem.error.code,
+            hint="Check that GATEWAY_ADMIN_KEY in .env is the gateway's, then restart the gateway.",
+        )
+    return GatewayFailure(problem.error.message, code=problem.error.code, hint=problem.hint)

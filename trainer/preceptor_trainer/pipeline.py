@@ -1,0 +1,135 @@
+"""The main path: prepare, plan, train, publish, evaluate, promote. Read `STAGES` first, then the functions below it.
+
+Each stage reads what earlier ones left in the run directory and leaves its own result there, so that any process can
+take a run up where another was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from preceptor_contracts.base_models import base_model_source, identify_base_model
+from preceptor_contracts.domains import find_domain
+from preceptor_contracts.errors import InvalidInput, PreceptorError
+from preceptor_contracts.frozen import Frozen
+
+from preceptor_trainer import prepare as preparing
+from preceptor_trainer import stages
+from preceptor_trainer.hardware import detect_hardware
+from preceptor_trainer.provenance import new_spec
+from preceptor_trainer.recipes import Overrides, resolve_recipe
+from preceptor_trainer.runs import RunDir, Stage
+from preceptor_trainer.stages import Workshop
+
+
+def start_run(shop: Workshop, domain: str, overrides: Overrides, *, data: Path | None = None) -> RunDir:
+    """Stage prepare: checks everything a person wrote, and only then makes a run directory.
+
+    Args:
+        shop: Settings and terminal.
+        domain: Its name.
+        overrides: Recipe choices of the command line.
+        data: Records to train on in place of the domain's.
+
+    Raises:
+        InvalidInput: Something is wrong with domain, records, exam or recipe; nothing was written.
+    """
+    from preceptor_trainer.tokens import load_tokenizer
+
+    settings = shop.settings
+    folder = find_domain(settings.domains_dir, domain)
+    records = preparing.read_records(data or folder.train)
+    questions = preparing.read_exam(folder)
+    hardware = detect_hardware()
+    recipe = resolve_recipe(folder.domain.recipe, overrides, hardware, domain_epochs=folder.domain.epochs)
+    identity = identify_base_model(settings.base_model, settings.base_models_dir)
+    source = base_model_source(settings.base_model, settings.base_models_dir)
+    tokenizer = load_tokenizer(source)
+    dataset = preparing.prepare(folder.domain, records, questions, tokenizer, max_length=recipe.max_length)
+    prepared = dataset.summary()
+    spec = new_spec(
+        folder,
+        recipe,
+        hardware,
+        tokenizer,
+        data=data or folder.train,
+        dataset=prepared.dataset,
+        base_model=identity,
+        base_source=source,
+    )
+    run = RunDir.create(settings.runs_dir, spec, dataset.text)
+    run.finish(Stage.PREPARE, prepared)
+    shop.terminal.say(
+        f"Run {run.id}: {prepared.dataset.records} records, {prepared.dataset.tokens:,} tokens "
+        f"({prepared.lengths.shortest} to {prepared.lengths.longest} each, median {prepared.lengths.median}), "
+        f"{prepared.dataset.duplicates_removed} duplicates removed, no exam question among them."
+    )
+    return run
+
+
+def go_on(shop: Workshop, run: RunDir, *, last: Stage) -> None:
+    """Runs every stage that is not finished, up to `last`."""
+    for stage, work in STAGES.items():
+        if not run.is_done(stage):
+            run_stage(shop, run, stage, work)
+        if stage is last:
+            return
+
+
+def run_stage(shop: Workshop, run: RunDir, stage: Stage, work: Callable[[Workshop, RunDir], Frozen]) -> None:
+    """Runs one stage and records how it ended."""
+    run.record(stage, "started")
+    try:
+        result = work(shop, run)
+    except PreceptorError as error:
+        run.record(stage, "failed", message=error.message, code=error.code, hint=error.hint)
+        raise
+    run.finish(stage, result)
+
+
+def redo(shop: Workshop, run: RunDir, stage: Stage) -> None:
+    """Runs one stage again, or for the first time.
+
+    Raises:
+        InvalidInput: The stage before it has not finished.
+    """
+    order = list(STAGES)
+    for earlier in order[: order.index(stage)]:
+        if not run.is_done(earlier):
+            raise InvalidInput(
+                f"Run {run.id!r} has not finished stage {earlier.value!r}, which {stage.value!r} needs.",
+                code="stage_missing",
+                hint=f"Run `preceptor-trainer resume {run.id}`, which does all that is left.",
+            )
+    run_stage(shop, run, stage, STAGES[stage])
+
+
+def check_gateway(shop: Workshop, run: RunDir) -> None:
+    """Asks the gateway to render one exam question, so that a training is not spent on a stack that cannot serve it.
+
+    Raises:
+        PreceptorError: It is down, refuses the key, lacks the domain, or makes other ids than the trainer.
+    """
+    from preceptor_trainer.parity import certify, exam_sample
+    from preceptor_trainer.tokens import load_tokenizer
+
+    folder = stages.folder_of(shop, run)
+    sample = exam_sample(folder.domain, preparing.read_exam(folder)[0])
+
+    async def ask() -> None:
+        async with shop.connect(shop.settings) as gateway:
+            await certify(gateway, folder.domain, [sample], load_tokenizer(run.spec.base_source), concurrency=1)
+
+    asyncio.run(ask())
+
+
+STAGES: dict[Stage, Callable[[Workshop, RunDir], Frozen]] = {
+    Stage.PREPARE: stages.prepare,
+    Stage.PLAN: stages.plan,
+    Stage.TRAIN: stages.train,
+    Stage.PUBLISH: stages.publish,
+    Stage.EVALUATE: stages.evaluate,
+    Stage.PROMOTE: stages.promote,
+}

@@ -1,0 +1,224 @@
+"""The run directory: the one truth about a run, readable and resumable after a kill at any moment."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from preceptor_contracts.errors import InvalidInput, PreceptorError
+from preceptor_contracts.files import Sha256, sync_folder, write_atomic
+from preceptor_contracts.frozen import Frozen, read_json
+from preceptor_contracts.manifest import BaseModelIdentity, DatasetSummary
+from preceptor_contracts.messages import Text
+from preceptor_contracts.served_names import DomainName
+from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
+
+from preceptor_trainer.recipes import Recipe
+
+
+class Stage(StrEnum):
+    """What a run goes through, in this order."""
+
+    PREPARE = "prepare"
+    PLAN = "plan"
+    TRAIN = "train"
+    PUBLISH = "publish"
+    EVALUATE = "evaluate"
+    PROMOTE = "promote"
+
+
+class RunSpec(Frozen):
+    """`spec.json`: everything resolved, enough to repeat the run."""
+
+    schema_version: int = 1
+    run_id: Text
+    domain: DomainName
+    prompt_sha: Sha256
+    exam_sha: Sha256
+    data: str
+    """File that the records were read from."""
+    dataset: DatasetSummary
+    recipe: Recipe
+    base_model: BaseModelIdentity
+    base_source: str
+    """Folder or Hugging Face id that the weights are loaded from."""
+    chat_template_sha: Sha256
+    seed: int
+    device: str
+    """`cpu` or `cuda`."""
+    device_name: str
+    threads: int
+    libraries: dict[str, str]
+    git_rev: str | None
+    created_at: datetime
+
+
+class Event(BaseModel):
+    """One line of `events.jsonl`; further keys depend on the event."""
+
+    model_config = {"extra": "allow", "frozen": True}
+
+    time: datetime
+    stage: Stage
+    event: str
+    result: JsonValue = None
+    """Of event `done`: what the stage found, read back by later stages."""
+
+    def number(self, name: str) -> float:
+        """Reads a further key that holds a number."""
+        return float((self.model_extra or {})[name])
+
+    def text(self, name: str) -> str:
+        """Reads a further key that holds text."""
+        return str((self.model_extra or {})[name])
+
+
+Result = TypeVar("Result", bound=BaseModel)
+
+
+def new_run_id(domain: str) -> str:
+    """Makes `<domain>-<UTC date>-<time>-<4 hex digits>`."""
+    return f"{domain}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+class RunDir:
+    """One run on disk. Stage completion is read from the events, never kept beside them."""
+
+    def __init__(self, path: Path, spec: RunSpec) -> None:
+        self.path = path
+        self.spec = spec
+
+    @classmethod
+    def create(cls, root: Path, spec: RunSpec, dataset: str) -> RunDir:
+        """Makes the directory with its spec and dataset, whole or not at all.
+
+        Args:
+            root: Folder of all runs.
+            spec: Written as `spec.json`.
+            dataset: Canonical JSONL of the records.
+        """
+        path = root / spec.run_id
+        partial = root / f".{spec.run_id}.partial"
+        partial.mkdir(parents=True)
+        try:
+            write_atomic(partial / "dataset.jsonl", dataset)
+            write_atomic(partial / "spec.json", spec.model_dump_json(indent=2) + "\n")
+            partial.rename(path)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync_folder(root)
+        return cls(path, spec)
+
+    @classmethod
+    def open(cls, root: Path, run_id: str) -> RunDir:
+        """Opens a run by id.
+
+        Raises:
+            InvalidInput: No such run; the hint names the newest ones.
+        """
+        known = sorted((path.parent for path in root.glob("[!.]*/spec.json")), key=lambda path: path.stat().st_mtime)
+        path = next((path for path in known if path.name == run_id), None)
+        if path is None:
+            newest = ", ".join(folder.name for folder in known[:-4:-1]) or "none"
+            raise InvalidInput(
+                f"There is no run {run_id!r} in {root}.", code="unknown_run", hint=f"Newest runs: {newest}."
+            )
+        return cls(path, read_json(path / "spec.json", RunSpec))
+
+    @property
+    def id(self) -> str:
+        """The run's name."""
+        return self.spec.run_id
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where training keeps what it can resume from."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The trained weights, before they are published; there only when whole."""
+        return self.path / "adapter"
+
+    def record(self, stage: Stage, event: str, **fields: JsonValue) -> None:
+        """Appends one line and flushes it."""
+        line = {"time": datetime.now(UTC).isoformat(), "stage": stage.value, "event": event, **fields}
+        text = json.dumps(line, ensure_ascii=False) + "\n"
+        path = self.path / "events.jsonl"
+        with path.open("ab+") as stream:
+            # A kill may have left half a line; without a break, this one would be lost with it.
+            if stream.tell() and _last_byte(stream.fileno()) != b"\n":
+                text = "\n" + text
+            stream.write(text.encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def finish(self, stage: Stage, result: BaseModel) -> None:
+        """Marks a stage done and keeps what it found."""
+        self.record(stage, "done", result=result.model_dump(mode="json"))
+
+    def events(self, stage: Stage | None = None, event: str | None = None) -> list[Event]:
+        """Reads the events in order, leaving out half-written lines and, where asked, other stages or kinds."""
+        path = self.path / "events.jsonl"
+        if not path.is_file():
+            return []
+        read = []
+        for line in path.read_bytes().split(b"\n"):
+            try:
+                item = Event.model_validate_json(line)
+            except ValidationError:
+                continue
+            if (stage is None or item.stage is stage) and (event is None or item.event == event):
+                read.append(item)
+        return read
+
+    def is_done(self, stage: Stage) -> bool:
+        """Tells whether a stage finished."""
+        return bool(self.events(stage, "done"))
+
+    def result(self, stage: Stage, kind: type[Result]) -> Result:
+        """Returns what a finished stage found.
+
+        Raises:
+            InvalidInput: The stage has not finished.
+        """
+        done = self.events(stage, "done")
+        if not done:
+            raise InvalidInput(
+                f"Run {self.id!r} has not finished stage {stage.value!r}.",
+                hint=f"Run `preceptor-trainer resume {self.id}`.",
+            )
+        return TypeAdapter(kind).validate_python(done[-1].result)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keeps a second process from working on the same run; the kernel frees it when this one dies.
+
+        Raises:
+            PreceptorError: Another process is at it.
+        """
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise PreceptorError(
+                    f"Another process is working on run {self.id!r}.", code="run_busy", hint="Wait for it or stop it."
+                ) from error
+            yield
+        finally:
+            os.close(handle)
+
+
+def _last_byte(handle: int) -> bytes:
+    return os.pread(handle, 1, os.fstat(handle).st_size - 1)

@@ -1,0 +1,129 @@
+"""Messages to token ids: the ids trained on must be those that the engine makes of the same messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from preceptor_contracts.errors import InvalidInput, PrerequisiteError
+from preceptor_contracts.files import sha256_bytes
+from preceptor_contracts.mcq import LABELS
+from preceptor_contracts.messages import Message
+from preceptor_contracts.records import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TokenisedExample(NamedTuple):
+    """A record as the base model sees it."""
+
+    record_id: str
+    prompt_ids: list[int]
+    """With the generation prompt: the ids that the engine makes of the same messages."""
+    answer_ids: list[int]
+    """With the end-of-turn token; the only ids that carry loss."""
+
+    @property
+    def length(self) -> int:
+        """Tokens in all."""
+        return len(self.prompt_ids) + len(self.answer_ids)
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Loads the base model's tokenizer.
+
+    Args:
+        source: Folder or Hugging Face id.
+
+    Raises:
+        PrerequisiteError: It is not there.
+        InvalidInput: It has no chat template or no end-of-turn token.
+    """
+    from transformers import AutoTokenizer
+
+    from preceptor_trainer.quiet import silence_transformers
+
+    silence_transformers()
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise PrerequisiteError(
+            f"The tokenizer of base model {source!r} cannot be loaded: {first}",
+            hint="Check BASE_MODEL; run `make setup` for the embedded one.",
+        ) from error
+    if not tokenizer.chat_template:
+        raise InvalidInput(
+            f"Base model {source!r} has no chat template.", hint="Take its instruction-tuned version as BASE_MODEL."
+        )
+    if tokenizer.eos_token_id is None:
+        raise InvalidInput(f"The tokenizer of {source!r} has no end-of-turn token.", hint="Take another BASE_MODEL.")
+    return tokenizer
+
+
+def chat_template_sha(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hashes the chat template's text."""
+    return sha256_bytes(str(tokenizer.chat_template).encode())
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...]) -> list[int]:
+    """Renders messages and the generation prompt to ids, as the engine's chat endpoint does."""
+    return _render(tokenizer, messages, add_generation_prompt=True)
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, example: Example, record_id: str) -> TokenisedExample:
+    """Turns an example into prompt and answer ids.
+
+    What the template puts after the end-of-turn token (a newline, say) is cut: the engine stops there, so loss on
+    it would be wasted.
+
+    Raises:
+        InvalidInput: The template does not keep the prompt as a prefix, does not close the assistant's turn with the
+            end-of-turn token, or the record's text holds that token.
+    """
+    prompt = prompt_ids(tokenizer, example.prompt)
+    answered = (*example.prompt, Message(role="assistant", content=example.answer))
+    whole = _render(tokenizer, answered, add_generation_prompt=False)
+    if whole[: len(prompt)] != prompt:
+        raise InvalidInput(
+            f"Record {record_id!r}: the chat template changes the prompt once an answer follows.",
+            code="prompt_not_prefix",
+            hint="Training would see what serving never sends; take a base model whose chat template keeps them equal.",
+        )
+    answer, stop = whole[len(prompt) :], tokenizer.eos_token_id
+    ends = [position for position, token in enumerate(answer) if token == stop]
+    if not ends:
+        raise InvalidInput(
+            f"Record {record_id!r}: the chat template does not close the answer with {tokenizer.eos_token!r}.",
+            hint="Take a base model whose end-of-turn token is its tokenizer's eos_token.",
+        )
+    if len(ends) > 1:
+        raise InvalidInput(
+            f"Record {record_id!r}: the answer holds {tokenizer.eos_token!r}, which ends a turn.",
+            hint="Take it out of the answer; the template adds it.",
+        )
+    return TokenisedExample(record_id, prompt, answer[: ends[0] + 1])
+
+
+def label_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: tuple[Message, ...]) -> dict[str, int]:
+    """Finds the first token of each answer label, standing where the assistant's answer starts.
+
+    Args:
+        tokenizer: The base model's.
+        prompt: Any prompt of the domain; the label's token depends on what stands before it.
+    """
+    return {label: tokenise(tokenizer, Example(prompt, label), f"label {label}").answer_ids[0] for label in LABELS}
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool
+) -> list[int]:
+    # Without return_dict=False transformers 5 gives a BatchEncoding, whose iteration yields its keys.
+    ids: Any = tokenizer.apply_chat_template(
+        [{"role": message.role, "content": message.content} for message in messages],
+        add_generation_prompt=add_generation_prompt,
+        tokenize=True,
+        return_dict=False,
+    )
+    return [int(token) for token in ids]
