@@ -156,7 +156,7 @@ def tell(settings: DemoSettings, client: httpx.Client) -> int:
 
 def main() -> int:
     """Tells the story; without ONCE it then keeps the stack up until Ctrl-C."""
-    settings = DemoSettings()  # type: ignore[call-arg]  # fields come from the environment and .env
+    settings = DemoSettings()
     headers = {"authorization": f"Bearer {settings.admin_key.get_secret_value()}"}
     try:
         with httpx.Client(base_url=settings.gateway_url, headers=headers, timeout=300) as client:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -37,7 +37,9 @@ def distribution(name: str, prefix: tuple[int, ...]) -> tuple[float, ...]:
     return tuple(value - total for value in raw)
 
 
-def template(messages: Sequence[Json], *, generation_prompt: bool, continue_final: bool = False) -> tuple[int, ...]:
+def template(
+    messages: Sequence[Mapping[str, object]], *, generation_prompt: bool, continue_final: bool = False
+) -> tuple[int, ...]:
     """SmolLM2's chat template, on bytes."""
     ids: list[int] = []
     for index, message in enumerate(messages):

@@ -158,6 +158,9 @@ def make_plan(
     steps = count_steps(prepared.dataset.records, recipe)
     per_pass = count_steps(prepared.dataset.records, recipe.model_copy(update={"epochs": 1, "max_steps": None}))
     tokens = round(prepared.dataset.tokens * steps / per_pass)
+    # On a CPU each batch computes the prompts' common beginning once (answer_trainer).
+    again = (recipe.batch_size - 1) * recipe.accumulation * max(0, prepared.lengths.shared - 1)
+    computed = tokens - steps * again if hardware.device == "cpu" else tokens
     plan = Plan(
         base_parameters=counts.base,
         trainable_parameters=counts.trainable,
@@ -166,7 +169,7 @@ def make_plan(
         memory_bytes=estimate_memory(counts, recipe, hardware.device, longest=prepared.lengths.longest),
         memory_available_bytes=hardware.memory_bytes,
         matrix_flops=matrix_flops,
-        expected_seconds=4 * counts.base * tokens / (matrix_flops * _EXPECTED_SHARE),
+        expected_seconds=4 * counts.base * computed / (matrix_flops * _EXPECTED_SHARE),
     )
     if plan.memory_total_bytes > plan.memory_available_bytes:
         raise InvalidInput(

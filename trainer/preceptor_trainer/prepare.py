@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ class Lengths(Frozen):
     longest: int
     answer_tokens: int
     """Tokens that carry loss, in one pass."""
+    shared: int
+    """The beginning that all prompts have in common: the domain's system message."""
 
 
 class Prepared(Frozen):
@@ -68,8 +71,16 @@ class Dataset(NamedTuple):
                 median=int(statistics.median(lengths)),
                 longest=max(lengths),
                 answer_tokens=sum(len(example.answer_ids) for example in self.tokenised),
+                shared=_shared([example.prompt_ids for example in self.tokenised]),
             ),
         )
+
+
+def _shared(prompts: list[list[int]]) -> int:
+    """The beginning that all have in common; the least and the greatest differ no later than any other two."""
+    return sum(
+        1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(min(prompts), max(prompts), strict=False))
+    )
 
 
 def read_records(path: Path) -> tuple[Record, ...]:

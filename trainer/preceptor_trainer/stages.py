@@ -91,8 +91,9 @@ def train(shop: Workshop, run: RunDir) -> Frozen:
     trained = training.train(run, dataset, tokenizer, run.result(Stage.PLAN, Plan), shop.terminal)
     metrics = trained.metrics
     shop.terminal.say(
-        f"Trained {metrics.tokens:,} tokens in {metrics.seconds:.0f} s: {metrics.tokens_per_second:.0f} tokens/s, "
-        f"{trained.matrix_share:.0%} of this machine's float32 matrix rate; "
+        f"Trained {metrics.tokens:,} tokens in {metrics.seconds:.0f} s: {metrics.tokens_per_second:.0f} tokens/s "
+        f"({trained.computed_share:.0%} computed, the rest shared in a batch), {trained.matrix_share:.0%} of this "
+        f"machine's float32 matrix rate of {trained.matrix_flops / 1e9:.0f} GFLOP/s, measured; "
         f"loss {metrics.first_loss:.3f} to {metrics.final_loss:.3f}."
     )
     return trained

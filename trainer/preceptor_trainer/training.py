@@ -26,6 +26,7 @@ from transformers import (
 from trl.trainer.sft_config import SFTConfig
 
 from preceptor_trainer.answer_trainer import AnswerTrainer
+from preceptor_trainer.hardware import matrix_rate
 from preceptor_trainer.plan import Plan
 from preceptor_trainer.prepare import Dataset
 from preceptor_trainer.quiet import silence_transformers
@@ -44,7 +45,11 @@ class Trained(Frozen):
 
     metrics: TrainMetrics
     matrix_share: float
-    """4 x base parameters x tokens/s over the measured float32 matrix rate."""
+    """4 x base parameters x computed tokens/s over `matrix_flops`."""
+    computed_share: float
+    """Share of the tokens that were computed; a domain's system message is computed once a batch on a CPU."""
+    matrix_flops: float
+    """Float32 matrix rate of this machine, FLOP/s: the better of a measurement before and one after training."""
     peak_memory_bytes: int
 
 
@@ -90,7 +95,9 @@ def train(run: RunDir, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, pla
         trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
         seconds = progress.seconds
     _save_adapter(run, trainer.model)
-    return _summary(run, plan, trainable, progress.tokens, seconds)
+    # A run that resumes at its last step computes nothing more.
+    computed_share = trainer.tokens_computed / trainer.tokens_seen if trainer.tokens_seen else 1.0
+    return _summary(run, plan, trainable, progress.tokens, seconds, computed_share)
 
 
 def load_base(source: str, recipe: Recipe, device: str) -> Any:
@@ -210,10 +217,12 @@ def _save_adapter(run: RunDir, adapted: Any) -> None:
     sync_folder(run.path)
 
 
-def _summary(run: RunDir, plan: Plan, trainable: int, tokens: int, seconds: float) -> Trained:
+def _summary(run: RunDir, plan: Plan, trainable: int, tokens: int, seconds: float, computed_share: float) -> Trained:
     losses = [event.number("loss") for event in run.events(Stage.TRAIN, "progress")]
     rate = tokens / seconds
     on_cuda = run.spec.device == "cuda"
+    # A busy moment lowers a measurement and nothing raises it, so the better of before and after is the machine's.
+    matrix_flops = max(plan.matrix_flops, matrix_rate(run.spec.device))
     # ru_maxrss is in KiB on Linux.
     peak = torch.cuda.max_memory_allocated() if on_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Trained(
@@ -226,6 +235,8 @@ def _summary(run: RunDir, plan: Plan, trainable: int, tokens: int, seconds: floa
             first_loss=losses[0],
             final_loss=losses[-1],
         ),
-        matrix_share=round(4 * plan.base_parameters * rate / plan.matrix_flops, 4),
+        computed_share=round(computed_share, 4),
+        matrix_share=round(4 * plan.base_parameters * rate * computed_share / matrix_flops, 4),
+        matrix_flops=matrix_flops,
         peak_memory_bytes=int(peak),
     )

@@ -35,7 +35,8 @@ def describe(error: ValidationError) -> str:
     parts = []
     for problem in error.errors(include_url=False):
         field = ".".join(str(step) for step in problem["loc"]) or "(whole)"
-        shown = repr(problem["input"])
+        # A settings object's whole input is the environment, keys included: name the field alone there.
+        shown = repr(problem["input"]) if problem["type"] != "missing" else "nothing"
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         message = problem["msg"].removeprefix("Value error, ")
         parts.append(f"{field}: {message} (got {shown})")

@@ -10,6 +10,8 @@ import sys
 
 from preceptor_contracts.base_models import EMBEDDED
 from preceptor_contracts.errors import PreceptorError
+from preceptor_contracts.frozen import describe
+from pydantic import ValidationError
 
 from preceptor_engine.launch import launch_here
 from preceptor_engine.materialise import materialise
@@ -22,13 +24,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", choices=["serve", "materialise", "show"], help="show prints the launch and ends")
     command = parser.parse_args(argv).command
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings = EngineSettings()
     try:
+        settings = EngineSettings()
         if command in {"serve", "materialise"} and settings.base_model == EMBEDDED:
             materialise(settings.base_models_dir)
         if command == "materialise":
             return 0
         launch = launch_here(settings)
+    except ValidationError as error:
+        sys.stderr.write(f"A setting is wrong: {describe(error)}. Mend it in .env or the environment.\n")
+        return 2
     except PreceptorError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from preceptor_contracts.base_models import EMBEDDED
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-LoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
-"""The ranks that vLLM 0.32 accepts as a limit (its config/lora.py)."""
+LoraRank = Annotated[Literal[1, 8, 16, 32, 64, 128, 256, 320, 512], BeforeValidator(int)]
+"""The ranks that vLLM 0.32 accepts as a limit (its config/lora.py). A literal matches exactly, so text becomes int."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 

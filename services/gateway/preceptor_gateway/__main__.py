@@ -8,6 +8,8 @@ import sys
 import structlog
 import uvicorn
 from preceptor_contracts.errors import PreceptorError
+from preceptor_contracts.frozen import describe
+from pydantic import ValidationError
 
 from preceptor_gateway.app import create_app
 from preceptor_gateway.settings import GatewaySettings
@@ -24,9 +26,12 @@ def main() -> int:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
     )
-    settings = GatewaySettings()
     try:
+        settings = GatewaySettings()
         app = create_app(settings)
+    except ValidationError as error:
+        sys.stderr.write(f"A setting is wrong: {describe(error)}. Mend it in .env or the environment.\n")
+        return 2
     except PreceptorError as error:
         sys.stderr.write(f"{error}\n")
         return 2

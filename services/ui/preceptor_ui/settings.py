@@ -46,7 +46,7 @@ def load_settings() -> Settings:
         InvalidInput: A setting has a value that cannot be used.
     """
     try:
-        return Settings()  # type: ignore[call-arg]  # the environment gives the key
+        return Settings()
     except ValidationError as error:
         problems = error.errors(include_url=False)
         ours = [problem for problem in problems if problem["loc"] in {(KEY,), ("gateway_api_key",)}]

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries, on import
 
 PREPARED = Prepared(
     dataset=DatasetSummary(sha256="0" * 64, records=10, tokens=500, topics={}, duplicates_removed=0),
-    lengths=Lengths(shortest=40, median=50, longest=60, answer_tokens=30),
+    lengths=Lengths(shortest=40, median=50, longest=60, answer_tokens=30, shared=1),
 )
 
 
