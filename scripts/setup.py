@@ -248,14 +248,14 @@ def fill(text: str, name: str) -> str:
     if value_of(text, name):
         return text
     line = f"{name}={secrets.token_urlsafe(32)}"
-    filled, count = assignment(name).subn(line, text, count=1)
+    filled, count = assignment(name).subn(line, text)
     return filled if count else f"{text.rstrip()}\n{line}\n"
 
 
 def value_of(text: str, name: str) -> str:
     """Reads a value from the text of an env file, well enough for names and keys; the last one counts."""
     values = [match["value"].strip("'\"") for match in assignment(name).finditer(text)]
-    return next((value for value in reversed(values) if value), "")
+    return values[-1] if values else ""
 
 
 def assignment(name: str) -> re.Pattern[str]:

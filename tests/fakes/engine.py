@@ -64,6 +64,8 @@ class FakeEngine:
     fail_with: int = 0
     """Status that every completion answers; 0 means none."""
     token_delay_s: float = 0.0
+    models_delay_s: float = 0.0
+    """How long the list of names travels."""
     drop_after: int = -1
     """Breaks a stream off after so many chunks."""
 
@@ -102,7 +104,9 @@ class FakeEngine:
         return JSONResponse({"version": "fake"})
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [{"id": name} for name in ("base", *self.adapters)]})
+        names = ("base", *self.adapters)
+        await asyncio.sleep(self.models_delay_s)
+        return JSONResponse({"object": "list", "data": [{"id": name} for name in names]})
 
     async def _read(self, request: Request) -> Json:
         body: Json = await request.json()

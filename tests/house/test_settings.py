@@ -27,7 +27,7 @@ def load_script(name: str) -> ModuleType:
 
 
 DEMO: type[BaseSettings] = load_script("demo").DemoSettings
-CLASSES = (EngineSettings, GatewaySettings, TrainerSettings, UiSettings, DEMO)
+CLASSES: tuple[type[BaseSettings], ...] = (EngineSettings, GatewaySettings, TrainerSettings, UiSettings, DEMO)
 
 
 def variables(settings: type[BaseSettings]) -> dict[str, object]:

@@ -91,7 +91,7 @@ def test_promoted_adapter_answers_streams_and_survives_an_engine_kill(
     assert (down.status_code, down.json()["error"]["code"]) == (503, "engine_down")
     real_stack.engine.start()
     deadline = time.monotonic() + 60
-    while real_stack.use.get("/health").status_code != 200 and time.monotonic() < deadline:
+    while real_stack.use.get("/health").json()["status"] != "ok" and time.monotonic() < deadline:
         time.sleep(0.2)
     after = real_stack.use.post("/v1/chat/completions", json=body).raise_for_status()
     assert after.json()["choices"][0]["message"]["content"] == before.json()["choices"][0]["message"]["content"]

@@ -44,6 +44,12 @@ def start_run(shop: Workshop, domain: str, overrides: Overrides, *, data: Path |
     questions = preparing.read_exam(folder)
     hardware = detect_hardware()
     recipe = resolve_recipe(folder.domain.recipe, overrides, hardware, domain_epochs=folder.domain.epochs)
+    if recipe.rank > settings.engine_max_lora_rank:
+        raise InvalidInput(
+            f"Recipe {recipe.name!r} has rank {recipe.rank}; the engine serves up to {settings.engine_max_lora_rank}.",
+            code="rank_not_served",
+            hint=f"Set ENGINE_MAX_LORA_RANK={recipe.rank} in .env and restart the engine, or lower the rank.",
+        )
     identity = identify_base_model(settings.base_model, settings.base_models_dir)
     source = base_model_source(settings.base_model, settings.base_models_dir)
     tokenizer = load_tokenizer(source)

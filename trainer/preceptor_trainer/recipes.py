@@ -35,7 +35,7 @@ class Recipe(Frozen):
     method: Literal["auto", "lora", "qlora"] = "auto"
     """`auto` is QLoRA on a CUDA device and LoRA elsewhere."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """What products are computed in; `auto` takes what the hardware has units for."""
+    """What products are computed in; `auto` is float32 on a CPU and what a CUDA device has units for."""
     rank: int = 16
     """LoRA rank, unitless."""
     alpha: Annotated[float, Field(gt=0)] = 32
@@ -149,8 +149,9 @@ def resolve_recipe(
     method = merged.method if merged.method != "auto" else "qlora" if hardware.device == "cuda" else "lora"
     if merged.dtype != "auto":
         dtype = merged.dtype
-    elif method == "qlora" and hardware.device == "cpu":
-        dtype = "float32"  # NF4 unpacked to bfloat16 ran about 10 times slower on a CPU (docs: FACTS).
+    elif hardware.device == "cpu":
+        # The same adapter on every CPU (docs/decisions/0004); and NF4 unpacked to bfloat16 ran about 10 times slower.
+        dtype = "float32"
     else:
         dtype = hardware.best_dtype
     if dtype == "float16" and hardware.device == "cpu":

@@ -33,6 +33,8 @@ class TrainerSettings(BaseSettings):
     """`embedded`, a folder, or a Hugging Face id; the engine must serve the same."""
     base_models_dir: Annotated[Path, Field(validation_alias="BASE_MODELS_DIR")] = Path("data/base-models")
     """Where the embedded base model is materialised."""
+    engine_max_lora_rank: Annotated[int, Field(validation_alias="ENGINE_MAX_LORA_RANK", ge=1)] = 16
+    """The engine's limit; a recipe above it would train for nothing."""
     gateway_url: AnyHttpUrl = AnyHttpUrl("http://127.0.0.1:8000")
     """Where the gateway is, as this process reaches it."""
     gateway_admin_key: Annotated[SecretStr | None, Field(validation_alias="GATEWAY_ADMIN_KEY")] = None

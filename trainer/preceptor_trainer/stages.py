@@ -172,6 +172,14 @@ def evaluate(shop: Workshop, run: RunDir) -> Evaluated:
     from preceptor_trainer.publish import Published
 
     settings, folder = shop.settings, folder_of(shop, run)
+    exam_sha = sha256_file(folder.exam)
+    if exam_sha != run.spec.exam_sha:
+        raise InvalidInput(
+            f"{folder.exam} was changed after run {run.id!r} was prepared, so nothing says that its questions were not "
+            "trained on.",
+            code="exam_changed",
+            hint=f"Restore it, or start a new run: preceptor-trainer run {run.spec.domain}",
+        )
     questions = preparing.read_exam(folder)
     grader = grader_for(folder, questions)
     adapter = run.result(Stage.PUBLISH, Published).adapter
@@ -193,7 +201,6 @@ def evaluate(shop: Workshop, run: RunDir) -> Evaluated:
             return rows, engine
 
     rows, engine = asyncio.run(sit())
-    exam_sha = sha256_file(folder.exam)
     report = make_report(rows, Circumstances(run.spec.domain, run.id, exam_sha, time.monotonic() - started, engine))
     text = report.model_dump_json(indent=2) + "\n"
     write_atomic(run.path / "report.json", text)

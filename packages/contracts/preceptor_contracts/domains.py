@@ -14,10 +14,14 @@ from preceptor_contracts.files import Sha256, canonical_json, sha256_bytes
 from preceptor_contracts.frozen import Frozen, read_yaml
 from preceptor_contracts.mcq import Scoring
 from preceptor_contracts.messages import Text
-from preceptor_contracts.served_names import DomainName
+from preceptor_contracts.served_names import RAW_BASE, DomainName
 
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 """A file beside `domain.yaml`; never a path."""
+
+RecipeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=60)]
+"""A file under `trainer/recipes/` without `.yaml`."""
+_APOSTROPHES = re.compile("[\u2018\u2019\u02bc\u00b4`]")
 
 
 def _placeholders(template: str) -> set[str]:
@@ -93,8 +97,8 @@ class SafetyRule(Frozen):
         return patterns
 
     def matches(self, text: str) -> bool:
-        """Tells whether any pattern occurs in `text`; typographic apostrophes count as plain ones."""
-        folded = text.replace("\u2019", "'")
+        """Tells whether any pattern occurs in `text`; any apostrophe is a plain one, any white space one space."""
+        folded = " ".join(_APOSTROPHES.sub("'", text).split())
         return any(re.search(pattern, folded, re.IGNORECASE) for pattern in self.patterns)
 
 
@@ -112,8 +116,8 @@ class Domain(Frozen):
     disclaimer: str = ""
     examples: tuple[Text, ...] = ()
     """Questions that a page may offer to a newcomer."""
-    recipe: DomainName
-    """Default recipe: a file under `trainer/recipes/` without `.yaml`."""
+    recipe: RecipeName
+    """Default recipe."""
     epochs: Annotated[float, Field(gt=0, le=50)] | None = None
     """Passes over the records; None leaves it to the recipe."""
     grader: Literal["mcq", "sql"]
@@ -126,6 +130,13 @@ class Domain(Frozen):
     @classmethod
     def _system(cls, value: str) -> str:
         return _template(value, set(), set())
+
+    @field_validator("name")
+    @classmethod
+    def _not_the_base(cls, name: str) -> str:
+        if name == RAW_BASE:
+            raise ValueError(f"{name!r} is the served name of the raw base model")
+        return name
 
     @model_validator(mode="after")
     def _grader_has_its_parts(self) -> Domain:

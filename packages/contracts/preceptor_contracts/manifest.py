@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import AwareDatetime, Field, JsonValue, model_validator
 
 from preceptor_contracts.errors import InvalidInput, ManifestInvalid
 from preceptor_contracts.files import Sha256, sha256_file, write_atomic
@@ -137,7 +136,7 @@ class Manifest(Frozen):
     git_rev: str | None
     seed: int
     run_id: Text
-    created_at: datetime
+    created_at: AwareDatetime
     train: TrainMetrics
     parity: ParityCertificate
     canary: Canary

@@ -79,6 +79,8 @@ class LabelledChoice(Frozen):
 def read_choices(choices: tuple[str, ...]) -> tuple[LabelledChoice, ...]:
     """Splits choices such as `"A) Paris"` into label and text; unlabelled ones get A, B, ... by position.
 
+    Labels begin with A, so that a first choice such as "E. coli" is text.
+
     Raises:
         InvalidInput: Too few or too many, an empty text, a label used twice, or labelled and unlabelled ones mixed.
     """
@@ -87,6 +89,9 @@ def read_choices(choices: tuple[str, ...]) -> tuple[LabelledChoice, ...]:
             f"choices holds {len(choices)} entries.", code="choices_count", hint=f"Send 2 to {MAX_OPTIONS} choices."
         )
     matches = [_LABELLED.match(choice) for choice in choices]
+    if matches[0] and matches[0]["label"].upper() != LABELS[0]:
+        # "E. coli", "S. aureus": a list that does not begin with A has no labels.
+        matches = [None] * len(choices)
     labelled = [match is not None for match in matches]
     if any(labelled) and not all(labelled):
         bare = choices[labelled.index(False)]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from preceptor_contracts.files import Sha256
 from preceptor_contracts.frozen import Frozen
@@ -72,4 +71,4 @@ class Report(Comparison):
     seconds: float
     engine: str
     """What answered, as the gateway names it."""
-    created_at: datetime
+    created_at: AwareDatetime

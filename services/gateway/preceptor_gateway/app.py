@@ -1,4 +1,4 @@
-"""Composes the gateway. `create_app(settings)` reads no environment and opens nothing before the lifespan."""
+"""Composes the gateway. `create_app(settings)` reads no environment and opens no connection before the lifespan."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
-from preceptor_contracts.domains import load_domains
+from preceptor_contracts.domains import Domain, load_domains
 from starlette.middleware.cors import CORSMiddleware
 
 from preceptor_gateway.adapters import endpoints as adapters
@@ -32,14 +32,11 @@ from preceptor_gateway.settings import GatewaySettings
 from preceptor_gateway.store import AliasStore
 
 
-def _build(settings: GatewaySettings, metrics: Metrics) -> Services:
+def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain], store: AliasStore) -> Services:
     engine = EngineClient(
         settings.engine_url, settings.engine_api_key.get_secret_value(), timeout_s=settings.engine_timeout_s
     )
-    known = {name: folder.domain for name, folder in load_domains(settings.domains_dir).items()}
-    adapter_service = AdapterService(
-        Registry(settings.adapters_dir), AliasStore(settings.data_dir / "aliases.json"), engine, metrics, known
-    )
+    adapter_service = AdapterService(Registry(settings.adapters_dir), store, engine, metrics, known)
     domain_service = DomainService(known, adapter_service, engine, settings.default_domain)
     return Services(
         settings=settings,
@@ -58,13 +55,16 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
     Raises:
         PrerequisiteError: A key is missing.
+        InvalidInput: A domain or the file of aliases is malformed.
     """
     settings.require_keys()
     metrics = Metrics()
+    known = {name: folder.domain for name, folder in load_domains(settings.domains_dir).items()}
+    store = AliasStore(settings.data_dir / "aliases.json")
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = _build(settings, metrics)
+        services = _build(settings, metrics, known, store)
         app.state.services = services
         reconciler = asyncio.create_task(reconcile_forever(services.adapters, settings.reconcile_seconds))
         try:

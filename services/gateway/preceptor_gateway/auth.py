@@ -38,7 +38,7 @@ class Keys:
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 
 
-def require_use(connection: HTTPConnection, credentials: Credentials) -> frozenset[str]:
+async def require_use(connection: HTTPConnection, credentials: Credentials) -> frozenset[str]:
     """Lets a known key in."""
     hint = "Send 'Authorization: Bearer <GATEWAY_API_KEY>'; the key is in .env."
     if credentials is None:
@@ -50,7 +50,7 @@ def require_use(connection: HTTPConnection, credentials: Credentials) -> frozens
     return scopes
 
 
-def require_admin(scopes: Annotated[frozenset[str], Depends(require_use)]) -> None:
+async def require_admin(scopes: Annotated[frozenset[str], Depends(require_use)]) -> None:
     """Lets a key with scope `admin` in."""
     if "admin" not in scopes:
         raise NotPermitted("This route needs a key with scope 'admin'.", hint="Use GATEWAY_ADMIN_KEY from .env.")

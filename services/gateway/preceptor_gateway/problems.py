@@ -159,6 +159,9 @@ def install_handlers(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)  # registered for this type only
         problems = error.errors()
         first = problems[0]
+        if first["type"] == "json_invalid":
+            why = first.get("ctx", {}).get("error", "it cannot be decoded")
+            return response_of(BadRequest(f"The body is not JSON: {why}.", code="invalid_json"), request_id_of(request))
         field = ".".join(str(step) for step in first["loc"] if step != "body") or "body"
         shown = repr(first.get("input"))
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
@@ -173,8 +176,12 @@ def install_handlers(app: FastAPI) -> None:
             lost: GatewayError = NotFound(
                 f"There is no {request.url.path!r} here.", code="no_such_route", hint="GET /docs lists the routes."
             )
+        elif isinstance(error.__cause__, PreceptorError):
+            # FastAPI turns whatever goes wrong while it reads a typed body into a 400 of its own.
+            return response_of(error.__cause__, request_id_of(request))
         else:
-            lost = BadRequest(f"{request.method} {request.url.path!r}: {error.detail}.", code="bad_method")
+            code = "bad_method" if error.status_code == 405 else "invalid_json"
+            lost = BadRequest(f"{request.method} {request.url.path!r}: {error.detail}.", code=code)
             lost.status = error.status_code
         return response_of(lost, request_id_of(request))
 

@@ -32,7 +32,7 @@ class Services:
     mcq: McqService
 
 
-def get_services(request: Request) -> Services:
+async def get_services(request: Request) -> Services:
     """The parts of the application that answers this request."""
     services: Services = request.app.state.services
     return services

@@ -104,8 +104,9 @@ def test_odd_served_names_are_refused(text: str) -> None:
 
 
 def test_choices_with_and_without_labels() -> None:
-    assert [choice.label for choice in read_choices(("(b) x", "A. y"))] == ["B", "A"]
+    assert [choice.label for choice in read_choices(("(a) x", "B. y"))] == ["A", "B"]
     assert [choice.label for choice in read_choices(("An apple", "I think so"))] == ["A", "B"]
+    assert [choice.text for choice in read_choices(("E. coli", "S. aureus"))] == ["E. coli", "S. aureus"]
 
 
 def test_atomic_write_replaces_whole_files(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_sql_queries_run_and_held_out_shapes_are_held_out() -> None:
     for question in exam:
         assert isinstance(question, SqlQuestion)
         assert database.execute(question.query).fetchall(), question.id
-        assert (question.shape in shapes) == (question.group == "held_out_phrasings"), question.id
+        assert (question.shape in shapes) == (question.group != "held_out_shapes"), question.id
     database.close()
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 import time
 from collections.abc import Callable
 
+import pytest
 from preceptor_contracts.manifest import MANIFEST
 from preceptor_contracts.report import Verdict
 
@@ -143,6 +146,90 @@ def test_gateway_restart_restores_aliases(make_stack: StackMaker) -> None:
     assert second.use.get("/health").json()["adapters_ready"] == 1
 
 
+def test_failed_canary_heals_with_the_next_engine(stack: Stack) -> None:
+    stack.add(V1)
+    stack.promote(V1, force=True).raise_for_status()
+    stack.fake.deaf_adapters = True
+    stack.fake.restart()
+    assert eventually(lambda: state(stack, V1) == "failed")
+    stack.fake.deaf_adapters = False
+    stack.fake.restart()
+    assert eventually(lambda: stack.chat("clinic").status_code == 200)
+
+
+def test_odd_engine_answer_does_not_strand_an_adapter(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack.add(V1)
+    stack.promote(V1, force=True).raise_for_status()
+    whole = stack.fake._top
+    with monkeypatch.context() as patch:
+        patch.setattr(stack.fake, "_top", lambda name, prompt, wanted: whole(name, prompt, wanted)[:1])
+        stack.fake.restart()
+        assert eventually(lambda: stack.chat("clinic").status_code == 503)
+    assert eventually(lambda: stack.chat("clinic").status_code == 200)
+
+
+def test_unload_cannot_overtake_a_promotion(make_stack: StackMaker) -> None:
+    stack = make_stack(reconcile_seconds=30)
+    for name in (V1, V2):
+        stack.add(name)
+    stack.promote(V1, force=True).raise_for_status()
+    stack.fake.token_delay_s = 0.5
+    promoting = threading.Thread(target=lambda: stack.promote(V2, force=True))
+    promoting.start()
+    time.sleep(0.2)
+    refused = stack.admin.delete(f"/v1/adapters/{V2}")
+    promoting.join()
+    stack.fake.token_delay_s = 0
+    assert refused.json()["error"]["code"] == "adapter_promoted"
+    assert stack.chat("clinic").headers["x-preceptor-adapter"] == V2
+
+
+def test_what_a_rollback_would_restore_stays(stack: Stack) -> None:
+    for name in (V1, V2):
+        stack.add(name)
+        stack.promote(name, force=True).raise_for_status()
+    assert stack.admin.delete(f"/v1/adapters/{V1}").json()["error"]["code"] == "adapter_promoted"
+
+
+def test_a_slow_list_of_the_engine_demotes_nobody(make_stack: StackMaker) -> None:
+    stack = make_stack(reconcile_seconds=0.01)
+    stack.fake.models_delay_s = 0.3
+    stack.add(V1)
+    stack.promote(V1, force=True).raise_for_status()
+    assert [stack.chat("clinic").status_code for _ in range(40)] == [200] * 40
+
+
+def test_pinned_adapter_whose_folder_is_gone_is_told_and_can_be_unpinned(stack: Stack) -> None:
+    stack.add(V1)
+    stack.load(V1).raise_for_status()
+    shutil.rmtree(stack.adapters / V1)
+    assert eventually(lambda: state(stack, V1) == "failed")
+    assert stack.admin.delete(f"/v1/adapters/{V1}").status_code == 200
+    assert state(stack, V1) == "absent"
+
+
+def test_forced_promotion_names_no_invented_report(stack: Stack) -> None:
+    stack.add(V1)
+    assert stack.promote(V1, force=True, report="invented.json").json()["error"]["code"] == "unknown_report"
+
+
+def test_two_rollbacks_at_once_go_one_step_each_and_serve(stack: Stack) -> None:
+    for name in (V1, V2):
+        stack.add(name)
+        stack.promote(name, force=True).raise_for_status()
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(stack.admin.post("/v1/domains/clinic/rollback").status_code))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [200, 409]
+    assert stack.chat("clinic").headers["x-preceptor-adapter"] == V1
+
+
 def test_adapter_whose_folder_vanished_is_told(stack: Stack) -> None:
     stack.add(V1)
     stack.promote(V1, force=True).raise_for_status()
@@ -150,4 +237,4 @@ def test_adapter_whose_folder_vanished_is_told(stack: Stack) -> None:
         path.unlink()
     (stack.adapters / V1).rmdir()
     stack.fake.restart()
-    assert eventually(lambda: stack.use.get("/health").status_code == 503)
+    assert eventually(lambda: stack.use.get("/health").json()["status"] == "degraded")

@@ -108,6 +108,36 @@ def test_body_that_is_not_json_and_body_that_is_too_large(make_stack: StackMaker
     assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
 
 
+def test_nesting_beyond_json_and_broken_typed_bodies_are_400(stack: Stack) -> None:
+    deep = b'{"model":"base","messages":[{"role":"user","content":"a"}],"x":' + b"[" * 300 + b"]" * 300 + b"}"
+    nested = stack.use.post("/v1/chat/completions", content=deep)
+    assert (nested.status_code, nested.json()["error"]["code"]) == (400, "invalid_json")
+    for broken in (b"{nope", b"\xff", b"[" * 10_000):
+        answer = stack.use.post("/submit_mcq", content=broken, headers={"content-type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+    lone = b'{"text":"\\ud800","question":"q","choices":["a","b"]}'
+    answer = stack.use.post("/submit_mcq", content=lone, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["I can't\nbreathe", "I can\u00a0t I can\u02bct  breathe", ["I can't breathe", {"type": "text", "text": ""}]],
+)
+def test_emergency_is_seen_however_it_is_typed(stack: Stack, content: object) -> None:
+    body = {"model": "clinic:base", "messages": [{"role": "user", "content": content}]}
+    answer = stack.use.post("/v1/chat/completions", json=body)
+    assert "x-preceptor-safety" in answer.headers
+
+
+def test_developer_message_joins_the_domain_prompt(stack: Stack) -> None:
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    stack.use.post("/v1/chat/completions", json={"model": "clinic:base", "messages": messages}).raise_for_status()
+    sent = stack.sent()["messages"]
+    assert isinstance(sent, list)
+    assert [message["role"] for message in sent] == ["system", "user"]
+
+
 def test_legacy_guided_fields_are_translated(stack: Stack) -> None:
     stack.chat("base", guided_choice=["a", "b"]).raise_for_status()
     assert stack.sent()["structured_outputs"] == {"choice": ["a", "b"]}

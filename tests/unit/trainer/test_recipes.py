@@ -24,8 +24,9 @@ def test_every_shipped_recipe_is_valid(name: str) -> None:
 
 
 def test_the_cpu_recipe_computes_the_same_everywhere() -> None:
-    resolved = resolve_recipe("smollm2-135m-cpu", Overrides(), GPU)
+    resolved = resolve_recipe("smollm2-135m-cpu", Overrides(), CPU)
     assert (resolved.method, resolved.dtype) == ("lora", "float32")
+    assert resolve_recipe("smollm2-135m-cpu", Overrides(), GPU).method == "qlora"
 
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:

@@ -8,7 +8,7 @@ from preceptor_contracts.manifest import Manifest
 from preceptor_contracts.messages import WireMessage, wire
 
 from preceptor_gateway.engine import EngineClient
-from preceptor_gateway.problems import Conflict
+from preceptor_gateway.problems import Conflict, EngineRefused
 
 
 class CanaryFailed(Conflict):
@@ -38,8 +38,11 @@ async def first_token_logprobs(
 
 def read_logprobs(answer: dict[str, Any]) -> dict[int, float]:
     """Reads the first token's logprobs, by token id, from a chat completion."""
-    entries = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    return {int(entry["token"].removeprefix("token_id:")): float(entry["logprob"]) for entry in entries}
+    try:
+        entries = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        return {int(entry["token"].removeprefix("token_id:")): float(entry["logprob"]) for entry in entries}
+    except (LookupError, TypeError, ValueError) as error:
+        raise EngineRefused("The engine's answer holds no logprobs by token id.") from error
 
 
 async def check_canary(engine: EngineClient, manifest: Manifest) -> None:
@@ -58,6 +61,8 @@ async def check_canary(engine: EngineClient, manifest: Manifest) -> None:
             hint="Engine and trainer use different base models or chat templates.",
         )
     found = await first_token_logprobs(engine, manifest.adapter, messages, canary.token_ids)
+    if missing := set(canary.token_ids) - set(found):
+        raise EngineRefused(f"The engine left out the logprobs of tokens {sorted(missing)}.")
     observed = tuple(found[token] for token in canary.token_ids)
     if not canary.passes(observed):
         raise CanaryFailed(

@@ -27,13 +27,8 @@ class Registry:
         found = [path.parent.name for path in self._root.glob(f"*/{MANIFEST}") if adapter_domain(path.parent.name)]
         return sorted(found, key=lambda name: (adapter_domain(name) or "", adapter_version(name), name))
 
-    def read(self, name: str) -> AdapterFolder:
-        """Reads an adapter's manifest, from memory while the file is the same.
-
-        Raises:
-            NotFound: No such adapter.
-            ManifestInvalid: Its manifest is malformed.
-        """
+    def require(self, name: str) -> None:
+        """Raises `NotFound` where there is no such adapter."""
         if name not in self.names():
             raise NotFound(
                 f"There is no adapter {name!r}.",
@@ -41,7 +36,23 @@ class Registry:
                 param="adapter",
                 hint="GET /v1/adapters lists them.",
             )
-        stamp = (self._root / name / MANIFEST).stat().st_mtime_ns
+
+    def stamp(self, name: str) -> int:
+        """When a manifest was written, in nanoseconds; 0 where there is none."""
+        try:
+            return (self._root / name / MANIFEST).stat().st_mtime_ns if name in self.names() else 0
+        except OSError:
+            return 0
+
+    def read(self, name: str) -> AdapterFolder:
+        """Reads an adapter's manifest, from memory while the file is the same.
+
+        Raises:
+            NotFound: No such adapter.
+            ManifestInvalid: Its manifest is malformed.
+        """
+        self.require(name)
+        stamp = self.stamp(name)
         known = self._cache.get(name)
         if known is None or known[0] != stamp:
             entry: AdapterFolder | InvalidInput

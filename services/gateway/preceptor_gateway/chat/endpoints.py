@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
 from preceptor_gateway.auth import USE
 from preceptor_gateway.chat.service import parse_body
-from preceptor_gateway.problems import ClientLeft, NotFound, request_id_of
+from preceptor_gateway.leaving import until_client_leaves
+from preceptor_gateway.problems import NotFound, request_id_of
 from preceptor_gateway.services import ServicesDep
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[USE])
-T = TypeVar("T")
 
 _BODY = {
     "requestBody": {
@@ -59,25 +57,6 @@ async def get_served_name(name: str, services: ServicesDep) -> dict[str, Any]:
             hint="GET /v1/models lists them.",
         )
     return _card(name)
-
-
-async def until_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work`, cancelled when the client hangs up, so that the engine stops too."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientLeft("The client hung up before its answer was there.")
-        return task.result()
-    finally:
-        for one in (task, watch):
-            one.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
 
 
 @router.post("/chat/completions", openapi_extra=_BODY)

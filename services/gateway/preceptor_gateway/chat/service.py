@@ -16,7 +16,7 @@ from preceptor_contracts.errors import PreceptorError
 from preceptor_gateway.adapters.service import AdapterService
 from preceptor_gateway.domains.service import DomainService, Target
 from preceptor_gateway.engine import EngineClient, EngineReply
-from preceptor_gateway.engine.client import EngineLostAdapter
+from preceptor_gateway.engine.client import EngineLostAdapter, encode
 from preceptor_gateway.metrics import Metrics
 from preceptor_gateway.problems import BadRequest, body_of
 
@@ -29,7 +29,13 @@ REFUSED = {
     "continue_final_message": "changes the template that adapters were trained on",
     "add_special_tokens": "changes the template that adapters were trained on",
     "documents": "changes the template that adapters were trained on",
+    "truncate_prompt_tokens": "could cut the domain's prompt off",
+    "truncation_side": "could cut the domain's prompt off",
     "mm_processor_kwargs": "reaches into the engine",
+    "media_io_kwargs": "reaches into the engine",
+    "mm_payload": "reaches into the engine",
+    "ec_transfer_params": "reaches into the engine",
+    "routed_experts_prompt_start": "reaches into the engine",
     "vllm_xargs": "reaches into the engine",
     "kv_transfer_params": "reaches into the engine",
     "priority": "would overtake other people's requests",
@@ -38,6 +44,12 @@ REFUSED = {
     "stop_token_ids": 'is the adapter\'s own; use "stop" for words',
 }
 """Fields that a client may not set, with the reason it is told."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Roles that a client may write; `developer` is the newer name of `system`, and joins the domain's prompt like it."""
+_SYSTEM = frozenset({"system", "developer"})
+_LOOKED_AT = 8_000
+"""Characters at either end of a text that safety rules look at: patterns over a megabyte would stall every stream."""
 
 _GUIDED = {"guided_choice": "choice", "guided_regex": "regex", "guided_json": "json", "guided_grammar": "grammar"}
 """vLLM ignores these silently since 0.12 (200, unconstrained text); they mean `structured_outputs`."""
@@ -51,6 +63,8 @@ class EngineChat:
     body: bytes
     stream: bool
     rules: tuple[SafetyRule, ...]
+    choices: int = 1
+    """How many answers the client asked for."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -85,9 +99,13 @@ def user_text(messages: list[Json]) -> str:
         if message.get("role") == "user":
             content = message.get("content")
             if isinstance(content, list):
-                return " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+                return " ".join(part if isinstance(part, str) else _part_text(part) for part in content)
             return str(content or "")
     return ""
+
+
+def _part_text(part: object) -> str:
+    return str(part.get("text") or "") if isinstance(part, dict) else ""
 
 
 def check_messages(body: Json) -> list[Json]:
@@ -96,9 +114,12 @@ def check_messages(body: Json) -> list[Json]:
     if not isinstance(messages, list) or not messages:
         raise BadRequest("messages must be a non-empty list.", code="invalid_field", param="messages")
     for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise BadRequest(
-                f"messages.{index} is not an object with a role.", code="invalid_field", param=f"messages.{index}"
+                f"messages.{index} is not an object with a known role.",
+                code="invalid_field",
+                param=f"messages.{index}",
+                hint=f"Roles are {', '.join(ROLES)}.",
             )
     if not user_text(messages).strip() and messages[-1]["role"] == "user":
         raise BadRequest(
@@ -109,6 +130,10 @@ def check_messages(body: Json) -> list[Json]:
 
 def check_fields(body: Json) -> None:
     """Refuses fields that are not a client's to set, and translates the legacy ones."""
+    if not isinstance(body.get("stream"), bool | None):
+        raise BadRequest(
+            f"stream must be true or false (got {body['stream']!r}).", code="invalid_field", param="stream"
+        )
     for field, reason in REFUSED.items():
         if body.get(field) is not None:
             raise BadRequest(
@@ -153,9 +178,12 @@ class ChatService:
         target = self._domains.resolve(served)
         rules: tuple[SafetyRule, ...] = ()
         if target.domain and target.prompt:
-            rules = target.domain.triggered(user_text(messages))
-            extra = [_system_text(message) for message in messages if message["role"] == "system"]
-            turns = [message for message in messages if message["role"] != "system"]
+            text = user_text(messages)
+            rules = target.domain.triggered(
+                text if len(text) <= 2 * _LOOKED_AT else text[:_LOOKED_AT] + text[-_LOOKED_AT:]
+            )
+            extra = [_system_text(message) for message in messages if message["role"] in _SYSTEM]
+            turns = [message for message in messages if message["role"] not in _SYSTEM]
             body["messages"] = [target.prompt.system(extra), *turns]
             if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
                 body["max_tokens"] = target.domain.max_answer_tokens
@@ -165,7 +193,7 @@ class ChatService:
         body["model"] = target.engine_name
         if target.stop_token_ids:
             body["stop_token_ids"] = list(target.stop_token_ids)
-        return EngineChat(target, orjson.dumps(body), body.get("stream") is True, rules)
+        return EngineChat(target, encode(body), body.get("stream") is True, rules, _count(body))
 
     async def open(self, chat: EngineChat, stack: AsyncExitStack) -> EngineReply:
         """Sends the request; returns when the engine's headers are there."""
@@ -198,12 +226,19 @@ class ChatService:
         async with stack:
             if chat.rules:
                 yield _first_chunk(chat)
+            chunk = b"\n"
             try:
                 async for chunk in reply.chunks():
                     yield chunk
             except PreceptorError as error:
-                # The status is sent; the error can only be an event.
-                yield b"data: " + orjson.dumps(body_of(error, request_id).model_dump()) + b"\n\n"
+                # The status is sent; the error can only be an event, behind whatever event broke off.
+                gap = b"" if chunk.endswith(b"\n") else b"\n\n"
+                yield gap + b"data: " + orjson.dumps(body_of(error, request_id).model_dump()) + b"\n\n"
+
+
+def _count(body: Json) -> int:
+    count = body.get("n")
+    return min(count, 128) if isinstance(count, int) and count > 0 else 1
 
 
 def _system_text(message: Json) -> str:
@@ -214,12 +249,13 @@ def _system_text(message: Json) -> str:
 
 
 def _first_chunk(chat: EngineChat) -> bytes:
-    delta = {"index": 0, "delta": {"role": "assistant", "content": chat.banner}, "finish_reason": None}
+    delta = {"role": "assistant", "content": chat.banner}
+    choices = [{"index": index, "delta": delta, "finish_reason": None} for index in range(chat.choices)]
     chunk = {
         "id": "chatcmpl-safety",
         "object": "chat.completion.chunk",
         "created": int(time.time()),
         "model": chat.target.engine_name,
-        "choices": [delta],
+        "choices": choices,
     }
     return b"data: " + orjson.dumps(chunk) + b"\n\n"

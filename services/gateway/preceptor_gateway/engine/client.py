@@ -75,9 +75,16 @@ class EngineClient:
             headers["authorization"] = f"Bearer {api_key}"
         # Silence is limited, not length: a long answer may stream for minutes.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=timeout_s)
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+        # Shorter than vLLM's 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE), or a request now and then meets a closed socket.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
         self._session = aiohttp.ClientSession(url, headers=headers, timeout=timeout, connector=connector)
         self._end_of_turn: int | None = None
+        self._first_tokens: dict[str, int] = {}
+
+    def forget(self) -> None:
+        """Drops what was learnt of the engine's tokenizer; it may be another engine now."""
+        self._end_of_turn = None
+        self._first_tokens.clear()
 
     async def close(self) -> None:
         """Closes every connection."""
@@ -98,17 +105,17 @@ class EngineClient:
 
     async def post(self, path: str, body: Json) -> Json:
         """Posts and returns the decoded answer."""
-        async with self.open(path, orjson.dumps(body)) as reply:
-            answer: Json = orjson.loads(await reply.read())
-            return answer
+        async with self.open(path, encode(body)) as reply:
+            return _decode(await reply.read())
 
     async def names(self) -> frozenset[str]:
         """Names that the engine serves now: its own and every loaded adapter's."""
-        return frozenset(card["id"] for card in (await self._get("/v1/models"))["data"])
+        cards = (await self._get("/v1/models")).get("data", [])
+        return frozenset(str(card.get("id")) for card in cards if isinstance(card, dict))
 
     async def version(self) -> str:
         """The engine's version."""
-        return str((await self._get("/version"))["version"])
+        return str((await self._get("/version")).get("version", "of unknown version"))
 
     async def load(self, name: str, path: str) -> None:
         """Loads an adapter; one that is loaded already is fine. Never `load_inplace` (vllm#33791)."""
@@ -143,11 +150,18 @@ class EngineClient:
             answered: False adds the generation prompt; True closes the last message, the assistant's.
         """
         body = {"messages": messages, "add_generation_prompt": not answered}
-        return tuple((await self.post("/tokenize", body))["tokens"])
+        return tuple((await self.post("/tokenize", body)).get("tokens", ()))
 
-    async def tokenize_text(self, text: str) -> tuple[int, ...]:
-        """Token ids of bare text."""
-        return tuple((await self.post("/tokenize", {"prompt": text, "add_special_tokens": False}))["tokens"])
+    async def first_token(self, answer: str) -> int:
+        """The first token of an answer in its place behind the generation prompt; asked once per answer."""
+        if answer not in self._first_tokens:
+            asked: list[WireMessage] = [{"role": "user", "content": "?"}]
+            prompt = await self.tokenize(asked)
+            whole = await self.tokenize([*asked, {"role": "assistant", "content": answer}], answered=True)
+            if whole[: len(prompt)] != prompt or len(whole) <= len(prompt):
+                raise EngineRefused("The chat template writes a prompt differently once it is answered.")
+            self._first_tokens[answer] = whole[len(prompt)]
+        return self._first_tokens[answer]
 
     async def end_of_turn(self) -> int:
         """The token that ends an assistant's turn, found by asking the chat template; asked once."""
@@ -157,6 +171,8 @@ class EngineClient:
             opened = {**closed, "continue_final_message": True}
             whole = (await self.post("/tokenize", closed))["tokens"]
             part = (await self.post("/tokenize", opened))["tokens"]
+            if len(whole) <= len(part):
+                raise EngineRefused("The chat template ends no assistant's turn.")
             self._end_of_turn = int(whole[len(part)])
         return self._end_of_turn
 
@@ -167,8 +183,29 @@ class EngineClient:
             async with self._session.get(path, timeout=timeout) as response:
                 if response.status != 200:
                     await _refuse(response)
-                answer: Json = orjson.loads(await response.read())
-                return answer
+                return _decode(await response.read())
+
+
+def encode(body: Json) -> bytes:
+    """Spells a body as JSON.
+
+    Raises:
+        BadRequest: A client's text that JSON cannot hold, or nesting beyond what orjson writes.
+    """
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise BadRequest(f"The request cannot be written as JSON: {error}.", code="invalid_json") from error
+
+
+def _decode(raw: bytes) -> Json:
+    try:
+        answer = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise EngineRefused("The engine answered something that is not JSON.") from error
+    if not isinstance(answer, dict):
+        raise EngineRefused("The engine answered something that is not a JSON object.")
+    return answer
 
 
 async def _refuse(response: aiohttp.ClientResponse) -> None:

@@ -33,13 +33,16 @@ async def retell(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         rest += chunk
         *lines, rest = rest.split(b"\n")
         for line in lines:
-            payload = line.strip().removeprefix(b"data:").strip()
-            if not payload:
+            if not line.startswith(b"data:"):
                 continue
+            payload = line.removeprefix(b"data:").strip()
             if payload == b"[DONE]":
                 yield b"data: [DONE]\n\n"
                 continue
-            event = orjson.loads(payload)
+            try:
+                event = orjson.loads(payload)
+            except orjson.JSONDecodeError:
+                continue  # The half of an event that the engine broke off; the error event follows.
             if "error" in event:
                 yield _event(event)
             elif event.get("choices") and (text := event["choices"][0]["delta"].get("content")):

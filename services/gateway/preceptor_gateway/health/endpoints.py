@@ -28,16 +28,16 @@ async def root(services: ServicesDep) -> dict[str, Any]:
 
 @router.get("/health", responses={503: {"model": Health}})
 async def health(response: Response, services: ServicesDep) -> Health:
-    """200 when the engine answers and every promoted adapter is ready, else 503 with the same body."""
+    """503 where the engine is down; 200 with status `degraded` where a promoted adapter is not ready."""
     try:
         engine = f"vLLM {await services.engine.version()}"
     except PreceptorError:
         engine = "down"
     waiting = services.adapters.wanted_not_ready()
     ready = sum(len(services.adapters.ready(name)) for name in services.domains.domains)
-    is_well = engine != "down" and not waiting
-    response.status_code = 200 if is_well else 503
-    status = "ok" if is_well else "degraded"
+    # One broken adapter must not take the gateway, which serves all others, out of a balancer.
+    response.status_code = 503 if engine == "down" else 200
+    status = "degraded" if engine == "down" or waiting else "ok"
     return Health(status=status, engine=engine, domains=len(services.domains.domains), adapters_ready=ready)
 
 

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from preceptor_contracts.wire import McqAnswer, McqRequest
 
 from preceptor_gateway.auth import USE
+from preceptor_gateway.leaving import until_client_leaves
 from preceptor_gateway.problems import request_id_of
 from preceptor_gateway.services import ServicesDep
 
@@ -15,5 +16,6 @@ router = APIRouter(tags=["seeds"], dependencies=[USE])
 @router.post("/submit_mcq")
 async def submit_mcq(body: McqRequest, request: Request, services: ServicesDep) -> McqAnswer:
     """Answers a multiple-choice item with a probability per option and the mass that fell on none of them."""
-    request.scope["served"] = body.model or body.domain
-    return await services.mcq.answer(body, request_id_of(request))
+    answer = await until_client_leaves(request, services.mcq.answer(body, request_id_of(request)))
+    request.scope["served"] = answer.served
+    return answer

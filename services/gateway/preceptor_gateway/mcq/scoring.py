@@ -56,6 +56,8 @@ async def score_letters(
         body["stop_token_ids"] = list(stop)
     answer = await engine.post("/v1/chat/completions", body)
     found = read_logprobs(answer)
+    if missing := set(label_ids) - set(found):
+        raise EngineRefused(f"The engine left out the logprobs of tokens {sorted(missing)}.")
     logprobs = [found[token] for token in label_ids]
     prompt, cached = _usage(answer)
     return Scores(softmax(logprobs), _off_mass(logprobs), prompt, cached)
@@ -76,11 +78,14 @@ async def score_options(engine: EngineClient, name: str, messages: list[WireMess
     sequences = [_close(prompt, ids, end) for ids in whole]
     body: Json = {"model": name, "prompt": sequences, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
     answer = await engine.post("/v1/completions", body)
-    choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
-    logprobs = [
-        _answer_logprobs(choice["prompt_logprobs"], ids, len(prompt))
-        for choice, ids in zip(choices, sequences, strict=True)
-    ]
+    try:
+        choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+        logprobs = [
+            _answer_logprobs(choice["prompt_logprobs"], ids, len(prompt))
+            for choice, ids in zip(choices, sequences, strict=True)
+        ]
+    except (LookupError, TypeError, ValueError) as error:
+        raise EngineRefused("The engine's answer holds no logprobs of the prompt.") from error
     used, cached = _usage(answer)
     means = [math.fsum(values) / len(values) for values in logprobs]
     return Scores(softmax(means), _off_mass([math.fsum(values) for values in logprobs]), used, cached)
@@ -94,6 +99,8 @@ def _close(prompt: tuple[int, ...], whole: tuple[int, ...], end: int) -> list[in
             code="template_not_prefix",
             hint="Use scoring 'letters' in domain.yaml.",
         )
+    if end not in whole[len(prompt) :]:
+        raise EngineRefused("The engine ends an assistant's turn in more than one way, so options cannot be scored.")
     return list(whole[: whole.index(end, len(prompt)) + 1])
 
 

@@ -30,7 +30,6 @@ class McqService:
         self._adapters = adapters
         self._engine = engine
         self._metrics = metrics
-        self._label_ids: dict[str, int] = {}
 
     async def answer(self, request: McqRequest, request_id: str) -> McqAnswer:
         """Answers an item with the scoring that the manifest, or for a base model the domain, says.
@@ -57,6 +56,8 @@ class McqService:
                 self._adapters.lost(target.adapter)
             raise
         rules = target.domain.triggered(f"{item.passage} {item.question}")
+        if rules:
+            self._metrics.safety.labels(target.domain.name).inc()
         return _answer(request_id, choices, scores, scoring, target, tuple(rule.message for rule in rules))
 
     def _scoring(self, target: Target) -> Scoring:
@@ -71,14 +72,13 @@ class McqService:
         messages = target.prompt.mcq(item)
         if scoring is Scoring.OPTIONS:
             return await score_options(self._engine, target.engine_name, messages, item.options)
-        ids = [await self._label_id(label) for label in item.labels]
+        ids = await self._label_ids(target, item.labels)
         return await score_letters(self._engine, target.engine_name, messages, ids, target.stop_token_ids)
 
-    async def _label_id(self, label: str) -> int:
-        """The token that a label is, as the first of an answer; asked of the engine's tokenizer once."""
-        if label not in self._label_ids:
-            self._label_ids[label] = (await self._engine.tokenize_text(label))[0]
-        return self._label_ids[label]
+    async def _label_ids(self, target: Target, labels: tuple[str, ...]) -> list[int]:
+        """The tokens that labels are as the first of an answer: the manifest's, for a base model the engine's."""
+        known = self._adapters.require_ready(target.adapter).label_token_ids if target.adapter else {}
+        return [known[label] if label in known else await self._engine.first_token(label) for label in labels]
 
 
 def _item(request: McqRequest, choices: tuple[LabelledChoice, ...]) -> McqItem:
