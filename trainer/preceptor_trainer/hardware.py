@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""/proc/cpuinfo flags that mean native bf16 products: AVX-512 BF16, AMX, and Arm's BF16."""
 _AMPERE = 8
 """CUDA capability from which bf16 is native."""
 _PROBE_SIZE = 1024
@@ -26,19 +24,7 @@ class Hardware:
     memory_bytes: int
     """Free now: the GPU's memory, or what this process may still take of the machine's."""
     best_dtype: Literal["float32", "bfloat16", "float16"]
-
-
-def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """The processor's feature flags; empty where there is no such file."""
-    try:
-        text = path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip().lower() in {"flags", "features"}:
-            return frozenset(value.split())
-    return frozenset()
+    """What `dtype: auto` means here: float32 on a CPU, so that every CPU reaches the same adapter."""
 
 
 def detect_hardware() -> Hardware:
@@ -51,8 +37,7 @@ def detect_hardware() -> Hardware:
         free, _ = torch.cuda.mem_get_info(0)
         name = torch.cuda.get_device_name(0)
         return Hardware("cuda", name, threads, int(free), "bfloat16" if native else "float16")
-    best: Literal["float32", "bfloat16"] = "bfloat16" if cpu_flags() & _BF16_FLAGS else "float32"
-    return Hardware("cpu", _cpu_name(), threads, free_memory(), best)
+    return Hardware("cpu", _cpu_name(), threads, free_memory(), "float32")
 
 
 def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

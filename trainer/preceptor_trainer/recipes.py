@@ -147,13 +147,7 @@ def resolve_recipe(
     epochs = {} if domain_epochs is None else {"epochs": domain_epochs}
     merged = parse(TypeAdapter(Recipe), {**recipe.model_dump(), **epochs, **chosen}, where="recipe and options")
     method = merged.method if merged.method != "auto" else "qlora" if hardware.device == "cuda" else "lora"
-    if merged.dtype != "auto":
-        dtype = merged.dtype
-    elif hardware.device == "cpu":
-        # The same adapter on every CPU (docs/decisions/0004); and NF4 unpacked to bfloat16 ran about 10 times slower.
-        dtype = "float32"
-    else:
-        dtype = hardware.best_dtype
+    dtype = merged.dtype if merged.dtype != "auto" else hardware.best_dtype
     if dtype == "float16" and hardware.device == "cpu":
         raise InvalidInput(
             "dtype 'float16' needs a CUDA device.", hint="Set dtype to 'auto' or 'float32' in the recipe."

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from preceptor_contracts.errors import InvalidInput
-from preceptor_trainer.hardware import Hardware, cpu_flags
+from preceptor_trainer.hardware import Hardware
 from preceptor_trainer.recipes import Overrides, load_recipe, recipes_dir, resolve_recipe
 
 from tests.unit.trainer.fixtures import write_recipe
@@ -73,8 +73,7 @@ def test_auto_fits_the_hardware(tmp_path: Path, hardware: Hardware, method: str,
 
 def test_qlora_on_a_processor_computes_in_float32(tmp_path: Path) -> None:
     path = str(write_recipe(tmp_path / "tiny.yaml", dtype="auto"))
-    fast = Hardware("cpu", "a processor", 2, 8_000_000_000, "bfloat16")
-    assert resolve_recipe(path, Overrides(method="qlora"), fast).dtype == "float32"
+    assert resolve_recipe(path, Overrides(method="qlora"), CPU).dtype == "float32"
 
 
 @pytest.mark.parametrize("overrides", [Overrides(method="dora"), Overrides(epochs=-1), Overrides(max_steps=0)])
@@ -87,9 +86,3 @@ def test_float16_needs_cuda(tmp_path: Path) -> None:
     path = str(write_recipe(tmp_path / "tiny.yaml", dtype="float16"))
     with pytest.raises(InvalidInput, match="CUDA"):
         resolve_recipe(path, Overrides(), CPU)
-
-
-def test_processor_flags_are_read_and_may_be_missing(tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text("model name : x\nflags\t\t: fpu avx2 avx512_bf16\n", encoding="ascii")
-    assert "avx512_bf16" in cpu_flags(tmp_path / "cpuinfo")
-    assert cpu_flags(tmp_path / "none") == frozenset()

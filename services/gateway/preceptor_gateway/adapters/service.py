@@ -322,9 +322,9 @@ class AdapterService:
                 log.warning("not reconciled", adapter=name, reason=str(error), kind=type(error).__name__)
 
     def wanted_not_ready(self) -> list[str]:
-        """Promoted adapters that cannot be asked now."""
+        """Promoted adapters that cannot be asked now; after an outage, all until the engine was looked at again."""
         promoted = {name for domain in self._domains if (name := self.promoted(domain))}
-        return sorted(name for name in promoted if not self.is_ready(name))
+        return sorted(name for name in promoted if self._engine_was_away or not self.is_ready(name))
 
     def _set(self, name: str, state: AdapterState, reason: str) -> None:
         status = self._status[name]
