@@ -14,7 +14,7 @@ setup: ## Make both environments, .env and the base model; quick when nothing ch
 	@$(PYTHON) scripts/setup.py
 
 demo: setup ## Train a specialist, prove it better, serve it at http://localhost:7860; ONCE=1 ends after the story
-	@$(HONCHO) --procfile Procfile.demo start
+	@GATEWAY_LOG_LEVEL=warning $(HONCHO) --procfile Procfile.demo start
 
 serve: setup ## Start engine, gateway and UI until Ctrl-C
 	@$(HONCHO) --procfile Procfile start

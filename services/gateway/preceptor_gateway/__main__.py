@@ -17,17 +17,9 @@ from preceptor_gateway.settings import GatewaySettings
 
 def main() -> int:
     """Serves; returns 2 with a sentence where the settings do not allow it."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-    )
     try:
         settings = GatewaySettings()
+        _log_as_json(settings.log_level)
         app = create_app(settings)
     except ValidationError as error:
         sys.stderr.write(f"A setting is wrong: {describe(error)}. Mend it in .env or the environment.\n")
@@ -38,6 +30,18 @@ def main() -> int:
     # The edge writes the access line, with the request id.
     uvicorn.run(app, host=settings.host, port=settings.port, access_log=False, timeout_graceful_shutdown=20)
     return 0
+
+
+def _log_as_json(level: str) -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from preceptor_contracts.errors import PrerequisiteError
 from pydantic import Field, SecretStr
@@ -34,6 +34,8 @@ class GatewaySettings(BaseSettings):
     reconcile_seconds: Annotated[float, Field(gt=0)] = 2.0
     """Pause between looks at what the engine serves."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
+    log_level: Literal["debug", "info", "warning"] = "info"
+    """`info` writes a line a request."""
     cors_origins: str = ""
     """Comma-separated origins that browsers may call from; empty means none."""
 
