@@ -39,11 +39,21 @@ def shorten(source: Path, target: Path) -> None:
         (target / file).write_text("\n".join(lines) + "\n")
 
 
+def in_letters(source: Path, target: Path) -> None:
+    """Copies a domain's prompts under another name, scored by letters."""
+    target.mkdir()
+    text = (source / "domain.yaml").read_text()
+    (target / "domain.yaml").write_text(
+        text.replace("name: allergy", f"name: {target.name}", 1).replace("scoring: options", "scoring: letters")
+    )
+
+
 @pytest.fixture(scope="session")
 def real_stack(real_engine: RealEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealStack]:
     root = tmp_path_factory.mktemp("stack")
     for name in ("sql", "allergy"):
         shorten(REPO / "domains" / name, root / "domains" / name)
+    in_letters(REPO / "domains" / "allergy", root / "domains" / "letters")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     env = {

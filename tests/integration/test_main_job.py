@@ -114,6 +114,30 @@ def test_mcq_on_real_vllm_scores_options(real_stack: RealStack) -> None:
     assert 0 < answer["off_option_mass"] < 1
 
 
+def test_letters_on_real_vllm_take_one_prefill_and_keep_the_mass_outside_them(real_stack: RealStack) -> None:
+    item = {
+        "model": "letters:base",
+        "text": "A passage about the sky.",
+        "question": "What colour is a clear sky?",
+        "choices": ["A) Blue.", "B) Green.", "C) Red.", "D) Black."],
+    }
+    answer = real_stack.use.post("/submit_mcq", json=item).raise_for_status().json()
+    assert answer["scoring"] == "letters"
+    assert sum(answer["probabilities"].values()) == pytest.approx(1)
+    assert 0 < answer["off_option_mass"] < 1
+    rendered = real_stack.use.post(
+        "/v1/domains/letters/render",
+        json={
+            "mcq": {
+                "passage": item["text"],
+                "question": item["question"],
+                "options": ["Blue.", "Green.", "Red.", "Black."],
+            }
+        },
+    ).raise_for_status()
+    assert answer["prompt_tokens"] == len(rendered.json()["token_ids"])
+
+
 def test_killed_trainer_leaves_nothing_that_is_listed(
     real_stack: RealStack, short_run: subprocess.CompletedProcess[str]
 ) -> None:
