@@ -45,8 +45,8 @@ def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain]
         engine=engine,
         adapters=adapter_service,
         domains=domain_service,
-        chat=ChatService(domain_service, adapter_service, engine, metrics),
-        mcq=McqService(domain_service, adapter_service, engine, metrics),
+        chat=ChatService(domain_service, adapter_service, metrics),
+        mcq=McqService(domain_service, adapter_service, metrics),
     )
 
 

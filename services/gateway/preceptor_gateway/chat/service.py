@@ -15,7 +15,7 @@ from preceptor_contracts.errors import PreceptorError
 
 from preceptor_gateway.adapters.service import AdapterService
 from preceptor_gateway.domains.service import DomainService, Target
-from preceptor_gateway.engine import EngineClient, EngineReply
+from preceptor_gateway.engine import EngineReply
 from preceptor_gateway.engine.client import EngineLostAdapter, encode
 from preceptor_gateway.metrics import Metrics
 from preceptor_gateway.problems import BadRequest, body_of
@@ -151,12 +151,9 @@ def check_fields(body: Json) -> None:
 class ChatService:
     """Prepares requests and passes answers through."""
 
-    def __init__(
-        self, domains: DomainService, adapters: AdapterService, engine: EngineClient, metrics: Metrics
-    ) -> None:
+    def __init__(self, domains: DomainService, adapters: AdapterService, metrics: Metrics) -> None:
         self._domains = domains
         self._adapters = adapters
-        self._engine = engine
         self._metrics = metrics
 
     def prepare(self, body: Json, *, kind: str = "chat") -> EngineChat:
@@ -199,7 +196,7 @@ class ChatService:
         """Sends the request; returns when the engine's headers are there."""
         started = time.perf_counter()
         try:
-            reply = await stack.enter_async_context(self._engine.open("/v1/chat/completions", chat.body))
+            reply = await stack.enter_async_context(chat.target.engine.open("/v1/chat/completions", chat.body))
         except EngineLostAdapter:
             if chat.target.adapter:
                 self._adapters.lost(chat.target.adapter)

@@ -27,6 +27,8 @@ class Target(NamedTuple):
     adapter: str | None
     stop_token_ids: tuple[int, ...]
     """Sent with the request, for vLLM ignores an adapter's own."""
+    engine: EngineClient
+    """Whom to ask."""
 
 
 class DomainService:
@@ -65,8 +67,12 @@ class DomainService:
     def _known_hint(self) -> str:
         return f'Send "domain"; known: {", ".join(sorted(self.domains))}. Or set GATEWAY_DEFAULT_DOMAIN.'
 
-    def resolve(self, served: str) -> Target:
-        """Finds what to ask the engine for a served name.
+    def resolve(self, served: str, affinity: bytes = b"") -> Target:
+        """Finds what to ask, and whom, for a served name.
+
+        Args:
+            served: What the client asked for.
+            affinity: Text that requests on one prefix have in common; they go to one engine while its load allows.
 
         Raises:
             InvalidInput, NotFound: No such served name.
@@ -74,7 +80,7 @@ class DomainService:
         """
         name = parse_served_name(served)
         if name.domain is None:
-            return Target(served, RAW_BASE, None, None, None, ())
+            return Target(served, RAW_BASE, None, None, None, (), self._engine)
         if name.domain not in self.domains:
             raise NotFound(
                 f"{served!r} is not a served name: there is no domain {name.domain!r}.",
@@ -84,7 +90,7 @@ class DomainService:
             )
         domain, prompt = self.domains[name.domain], self._prompts[name.domain]
         if name.is_base:
-            return Target(served, RAW_BASE, domain, prompt, None, ())
+            return Target(served, RAW_BASE, domain, prompt, None, (), self._engine)
         adapter = name.adapter or self._adapters.promoted(name.domain)
         if adapter is None:
             raise NotFound(
@@ -94,7 +100,7 @@ class DomainService:
                 hint=f"Ask {served + ':' + RAW_BASE!r}, or run `preceptor-trainer run {served}`.",
             )
         manifest = self._adapters.require_ready(adapter)
-        return Target(served, adapter, domain, prompt, adapter, manifest.stop_token_ids)
+        return Target(served, adapter, domain, prompt, adapter, manifest.stop_token_ids, self._engine)
 
     def served_names(self) -> list[str]:
         """All that `GET /v1/models` lists now."""

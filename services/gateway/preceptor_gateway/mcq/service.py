@@ -11,7 +11,6 @@ from pydantic import TypeAdapter
 
 from preceptor_gateway.adapters.service import AdapterService
 from preceptor_gateway.domains.service import DomainService, Target
-from preceptor_gateway.engine import EngineClient
 from preceptor_gateway.engine.client import EngineLostAdapter
 from preceptor_gateway.mcq.scoring import Scores, score_letters, score_options
 from preceptor_gateway.metrics import Metrics
@@ -23,12 +22,9 @@ _ITEM = TypeAdapter(McqItem)
 class McqService:
     """Renders, scores, and says what the numbers mean."""
 
-    def __init__(
-        self, domains: DomainService, adapters: AdapterService, engine: EngineClient, metrics: Metrics
-    ) -> None:
+    def __init__(self, domains: DomainService, adapters: AdapterService, metrics: Metrics) -> None:
         self._domains = domains
         self._adapters = adapters
-        self._engine = engine
         self._metrics = metrics
 
     async def answer(self, request: McqRequest, request_id: str) -> McqAnswer:
@@ -71,14 +67,14 @@ class McqService:
         assert target.prompt is not None  # answer() has seen to it
         messages = target.prompt.mcq(item)
         if scoring is Scoring.OPTIONS:
-            return await score_options(self._engine, target.engine_name, messages, item.options)
+            return await score_options(target.engine, target.engine_name, messages, item.options)
         ids = await self._label_ids(target, item.labels)
-        return await score_letters(self._engine, target.engine_name, messages, ids, target.stop_token_ids)
+        return await score_letters(target.engine, target.engine_name, messages, ids, target.stop_token_ids)
 
     async def _label_ids(self, target: Target, labels: tuple[str, ...]) -> list[int]:
         """The tokens that labels are as the first of an answer: the manifest's, for a base model the engine's."""
         known = self._adapters.require_ready(target.adapter).label_token_ids if target.adapter else {}
-        return [known[label] if label in known else await self._engine.first_token(label) for label in labels]
+        return [known[label] if label in known else await target.engine.first_token(label) for label in labels]
 
 
 def _item(request: McqRequest, choices: tuple[LabelledChoice, ...]) -> McqItem:
