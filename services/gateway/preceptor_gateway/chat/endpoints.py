@@ -70,4 +70,4 @@ async def chat_completions(request: Request, services: ServicesDep) -> Response:
     stack = AsyncExitStack()
     reply = await services.chat.open(chat, stack)
     pieces = services.chat.pieces(chat, reply, stack, request_id_of(request))
-    return StreamingResponse(pieces, headers=chat.headers, media_type=reply.content_type)
+    return StreamingResponse(pieces, headers=chat.headers, media_type=reply.content_type.decode("latin-1"))
