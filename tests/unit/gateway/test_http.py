@@ -53,6 +53,8 @@ async def pool_to(handler: Handler, silence_s: float = 5) -> AsyncIterator[HttpP
     finally:
         await pool.close()
         server.close()
+        # The handlers see their clients go.
+        await asyncio.sleep(0.02)
 
 
 def sized(body: bytes) -> bytes:
