@@ -55,7 +55,7 @@ def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain]
     )
 
 
-def create_app(settings: GatewaySettings) -> FastAPI:
+def create_app(settings: GatewaySettings) -> Edge:
     """Builds the application.
 
     Raises:
@@ -80,13 +80,11 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             await services.engine.close()
 
     app = FastAPI(title="Preceptor gateway", version="0.1.0", lifespan=lifespan)
-    # First in the router, for they are asked most.
-    app.router.routes[:0] = [*chat.hot_routes, *completions.hot_routes]
     for feature in (chat, mcq, generate, adapters, domains, health):
         app.include_router(feature.router)
     install_handlers(app)
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(Edge, metrics=metrics, max_body_bytes=settings.max_body_bytes)
-    return app
+    hot = {route.path: route for route in (*chat.hot_routes, *completions.hot_routes)}
+    return Edge(app, hot, metrics=metrics, max_body_bytes=settings.max_body_bytes)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 from preceptor_contracts.errors import PreceptorError
-from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from preceptor_gateway.client_fields import parse_body
@@ -36,10 +35,6 @@ class HotRoute:
     def __init__(self, path: str, prepare: Prepare) -> None:
         self.path = path
         self._prepare = prepare
-
-    def route(self) -> Route:
-        """What the router takes."""
-        return Route(self.path, self, methods=["POST"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
