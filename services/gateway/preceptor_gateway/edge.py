@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from preceptor_gateway.metrics import Metrics
+from preceptor_gateway.privacy import log_fields, traceback_of
 from preceptor_gateway.problems import BodyTooLarge, GatewayError, response_of
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -42,6 +43,7 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
+                message["headers"].extend(scope.get("limit_headers", ()))
             await send(message)
 
         self._metrics.in_flight.inc()
@@ -51,9 +53,11 @@ class Edge:
         except BodyTooLarge as error:
             if not status:
                 await response_of(error, request_id)(scope, receive, send_with_id)
-        except Exception:
+        except Exception as error:
             # Last resort at the edge: the client gets the one shape, the log gets the traceback.
-            log.exception("unexpected", request_id=request_id, path=scope["path"])
+            fields = log_fields(scope)
+            fields["exception"] = traceback_of(error, "prompt" in scope)
+            log.error("unexpected", request_id=request_id, **fields)
             if status:
                 raise
             oops = GatewayError(
@@ -93,8 +97,8 @@ class Edge:
             "request",
             request_id=request_id,
             method=scope["method"],
-            path=scope["path"],
             status=status,
             ms=round(seconds * 1000, 1),
             served=scope.get("served"),
+            **log_fields(scope),
         )

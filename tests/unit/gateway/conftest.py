@@ -104,6 +104,7 @@ def make_stack(tmp_path: Path) -> Iterator[StackMaker]:
                 "ADAPTERS_DIR": root / "adapters",
                 "data_dir": root / "gateway",
                 "reconcile_seconds": 0.05,
+                "database_url": SecretStr(f"sqlite:///{root / 'gateway' / 'gateway.db'}"),
                 **settings,
             }
             url = exits.enter_context(serve(create_app(GatewaySettings(_env_file=None, **values))))  # type: ignore[arg-type]  # test values by name
