@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 _WAIT_S = 10
 """How long one process waits for another that writes."""
-_LOCK = 0x50726563
+MIGRATION_LOCK = 0x50726563
 """PostgreSQL's advisory lock of our migrations; any fixed number does."""
 
 
@@ -70,7 +70,7 @@ class Database:
                 Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
             with self.write() as connection:
                 if connection.dialect.name == "postgresql":
-                    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+                    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
                 self._migrate(connection)
         except (DBAPIError, OSError) as error:
             raise PrerequisiteError(
