@@ -1,4 +1,4 @@
-"""`python -m preceptor_gateway`: serves until SIGTERM."""
+"""`python -m preceptor_gateway`: serves until SIGTERM; with a command, does that."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from preceptor_contracts.frozen import describe
 from pydantic import ValidationError
 
 from preceptor_gateway.app import create_app
+from preceptor_gateway.keys.database import prepare
 from preceptor_gateway.settings import GatewaySettings
 
 
 def main() -> int:
     """Serves; returns 2 with a sentence where the settings do not allow it."""
+    if sys.argv[1:]:
+        from preceptor_gateway.keys.cli import run
+
+        return run(sys.argv[1:])
     try:
         settings = GatewaySettings()
         _log_as_json(settings.log_level)
+        prepare(settings.database_url.get_secret_value())
         app = create_app(settings)
     except ValidationError as error:
         sys.stderr.write(f"A setting is wrong: {describe(error)}. Mend it in .env or the environment.\n")

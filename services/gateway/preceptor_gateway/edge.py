@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from preceptor_gateway.hot import HotRoute
 from preceptor_gateway.metrics import Metrics
+from preceptor_gateway.privacy import log_fields, traceback_of
 from preceptor_gateway.problems import BadRequest, BodyTooLarge, GatewayError, response_of
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -55,7 +56,7 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], id_header]
+                message["headers"] = [*message["headers"], id_header, *scope.get("limit_headers", ())]
             await send(message)
 
         self._metrics.in_flight.inc()
@@ -66,9 +67,11 @@ class Edge:
             if status:
                 raise
             await response_of(error, request_id)(scope, receive, send_with_id)
-        except Exception:
+        except Exception as error:
             # Last resort at the edge: the client gets the one shape, the log gets the traceback.
-            log.exception("unexpected", request_id=request_id, path=scope["path"])
+            fields = log_fields(scope)
+            fields["exception"] = traceback_of(error, "prompt" in scope)
+            log.error("unexpected", request_id=request_id, **fields)
             if status:
                 raise
             oops = GatewayError(
@@ -120,10 +123,10 @@ class Edge:
             "request",
             request_id=request_id,
             method=scope["method"],
-            path=scope["path"],
             status=status,
             ms=round(seconds * 1000, 1),
             served=scope.get("served"),
+            **log_fields(scope),
         )
 
 

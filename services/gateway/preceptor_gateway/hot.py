@@ -12,7 +12,11 @@ from typing import Any
 from preceptor_contracts.errors import PreceptorError
 from starlette.types import Message, Receive, Scope, Send
 
+from preceptor_gateway.auth import authorize
 from preceptor_gateway.client_fields import parse_body
+from preceptor_gateway.limits.context import check_context
+from preceptor_gateway.limits.gate import ANSWER_TOKENS, estimate_tokens
+from preceptor_gateway.privacy import note_prompt
 from preceptor_gateway.problems import ClientLeft
 from preceptor_gateway.relay import (
     JSON,
@@ -40,9 +44,22 @@ class HotRoute:
         """Answers one request."""
         services: Services = scope["app"].state.services
         scope["route"] = self
-        services.keys.require_use(scope)
-        call = self._prepare(services, parse_body(await _body(receive)))
+        caller = authorize(services.keys.ring, scope)
+        raw = await _body(receive)
+        note_prompt(scope, raw, services.settings.log_prompts)
+        call = self._prepare(services, parse_body(raw))
         scope["served"] = call.target.served
+        check_context(call.target.engine.context_tokens, call.max_tokens or None, call.prompt_chars)
+        admission = await services.limiter.admit(
+            caller, 0 if caller.unlimited else estimate_tokens(call.prompt_chars, call.max_tokens or ANSWER_TOKENS)
+        )
+        scope["limit_headers"] = admission.headers
+        try:
+            await self._relay(services, call, scope, receive, send)
+        finally:
+            await admission.done(scope.get("tokens_used"))
+
+    async def _relay(self, services: Services, call: EngineCall, scope: Scope, receive: Receive, send: Send) -> None:
         if call.silenced:
             body, kind = (banner_stream(call), SSE) if call.stream else (banner_answer(call), JSON)
             await _send_whole(send, call, body, kind)

@@ -139,6 +139,7 @@ def response_of(error: PreceptorError, request_id: str) -> Response:
         headers["retry-after"] = str(error.retry_after_s)
     if isinstance(error, NotAuthenticated):
         headers["www-authenticate"] = "Bearer"
+    headers |= {name.decode(): value.decode() for name, value in getattr(error, "headers", ())}
     body = orjson.dumps(body_of(error, request_id).model_dump())
     return Response(body, status_of(error), headers, media_type="application/json")
 

@@ -9,6 +9,7 @@ from preceptor_contracts.domains import SafetyRule
 from preceptor_gateway.client_fields import answers, check_fields, max_tokens, served_name
 from preceptor_gateway.domains.service import DomainService
 from preceptor_gateway.engine.client import encode
+from preceptor_gateway.limits.context import characters_of, check_message_count
 from preceptor_gateway.metrics import Metrics
 from preceptor_gateway.problems import BadRequest
 from preceptor_gateway.relay import EngineCall
@@ -44,13 +45,7 @@ def check_messages(body: Json, most: int) -> list[Json]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequest("messages must be a non-empty list.", code="invalid_field", param="messages")
-    if len(messages) > most:
-        raise BadRequest(
-            f"messages holds {len(messages)} entries.",
-            code="too_many_messages",
-            param="messages",
-            hint=f"Send at most {most}; drop or sum up the oldest turns.",
-        )
+    check_message_count(len(messages), most)
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise BadRequest(
@@ -104,7 +99,7 @@ class ChatService:
             path="/v1/chat/completions",
             body=raw,
             stream=body.get("stream") is True,
-            prompt_chars=len(raw),
+            prompt_chars=characters_of(body["messages"]),
             max_tokens=max_tokens(body),
             choices=answers(body),
             rules=rules,

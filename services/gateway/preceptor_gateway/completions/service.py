@@ -49,7 +49,7 @@ class CompletionService:
             path="/v1/completions",
             body=raw,
             stream=body.get("stream") is True,
-            prompt_chars=len(raw) if isinstance(prompt, str) else 0,
+            prompt_chars=len(prompt) if isinstance(prompt, str) else 0,
             max_tokens=max_tokens(body),
             choices=answers(body),
         )

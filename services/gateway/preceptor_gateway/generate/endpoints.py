@@ -10,13 +10,14 @@ from starlette.responses import StreamingResponse
 
 from preceptor_gateway.auth import USE
 from preceptor_gateway.generate.service import chat_body, retell
+from preceptor_gateway.limits.gate import LIMITED
 from preceptor_gateway.problems import request_id_of
 from preceptor_gateway.services import ServicesDep
 
 router = APIRouter(tags=["seeds"], dependencies=[USE])
 
 
-@router.post("/generate")
+@router.post("/generate", dependencies=[LIMITED])
 async def generate(body: GenerateRequest, request: Request, services: ServicesDep) -> StreamingResponse:
     """Answers one prompt as `data: {"text": ...}` events, then `data: [DONE]`."""
     served = services.domains.served_name(domain=body.domain, served=body.model)
