@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,7 +14,9 @@ Logprobs = Callable[[Sequence[int]], Sequence[float]]
 """Log-probabilities of the next token behind a prefix, over the whole vocabulary."""
 PLAIN_TOKENS = 16
 """Tokens of a plain completion whose request names no `max_tokens`."""
-_Ids = list[Annotated[int, Field(ge=0)]]
+_T = TypeVar("_T")
+_Some = Annotated[list[_T], Field(min_length=1)]
+_Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
 class _StreamOptions(BaseModel):
@@ -55,7 +57,7 @@ class ChatAsked(_Asked):
 class PlainAsked(_Asked):
     """A request for plain completions."""
 
-    prompt: _Ids | list[_Ids] | str | list[str]
+    prompt: _Ids | _Some[_Ids] | Annotated[str, Field(min_length=1)] | _Some[str]
     echo: bool | None = False
     n: Annotated[int, Field(ge=1)] = 1
     max_tokens: Annotated[int, Field(ge=0)] | None = PLAIN_TOKENS

@@ -88,6 +88,8 @@ class FakeEngine:
     fail_with: int = 0
     """Status that every completion answers; 0 means none."""
     token_delay_s: float = 0.0
+    prefill_s: float = 0.0
+    """How long a stream is silent before its first event."""
     models_delay_s: float = 0.0
     """How long the list of names travels."""
     drop_after: int = -1
@@ -270,6 +272,7 @@ class FakeEngine:
         words = 0
         self.running += 1
         try:
+            await asyncio.sleep(self.prefill_s)
             for event in events:
                 if words == self.drop_after:
                     raise ConnectionResetError
