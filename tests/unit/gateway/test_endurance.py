@@ -215,8 +215,8 @@ async def ask_many(pool: HttpPool, numbers: range, at_once: int) -> dict[int, in
 
 WARM_UP, MEASURED = 2_000, 10_000
 BOUND_BYTES = 4 * 1024 * 1024
-"""420 bytes a request: a kept scope, its headers and its body take more. Measured: 2.4 MiB over the first 10,000 behind the
-warm-up, where the allocator still settles, and 0.5 MiB over the 40,000 behind those."""
+"""420 bytes a request: a kept scope, its headers and its body take more. Measured: 2.4 MiB over the first 10,000 behind
+the warm-up, where the allocator still settles, and 0.5 MiB over the 40,000 behind those."""
 
 
 async def test_ten_thousand_requests_leave_memory_flat(tmp_path: Path) -> None:
