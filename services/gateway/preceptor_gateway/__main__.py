@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from preceptor_gateway.app import create_app
 from preceptor_gateway.settings import GatewaySettings
+from preceptor_gateway.telemetry.logs import add_request
 
 
 def main() -> int:
@@ -35,6 +36,7 @@ def main() -> int:
 def _log_as_json(level: str) -> None:
     structlog.configure(
         processors=[
+            add_request,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,

@@ -30,6 +30,8 @@ from preceptor_gateway.problems import install_handlers
 from preceptor_gateway.services import Services
 from preceptor_gateway.settings import GatewaySettings
 from preceptor_gateway.store import AliasStore
+from preceptor_gateway.telemetry import langsmith
+from preceptor_gateway.telemetry.switch import start_tracing
 
 
 def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain], store: AliasStore) -> Services:
@@ -61,9 +63,12 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     metrics = Metrics()
     known = {name: folder.domain for name, folder in load_domains(settings.domains_dir).items()}
     store = AliasStore(settings.data_dir / "aliases.json")
+    metrics.watch_aliases(lambda: {name: store.alias(name).promoted for name in known})
+    langsmith.configure(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        tracing = metrics.tracing = start_tracing(settings)
         services = _build(settings, metrics, known, store)
         app.state.services = services
         reconciler = asyncio.create_task(reconcile_forever(services.adapters, settings.reconcile_seconds))
@@ -73,6 +78,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             reconciler.cancel()
             await asyncio.gather(reconciler, return_exceptions=True)
             await services.engine.close()
+            if tracing:
+                await tracing.close()
 
     app = FastAPI(title="Preceptor gateway", version="0.1.0", lifespan=lifespan)
     for feature in (chat, mcq, generate, adapters, domains, health):

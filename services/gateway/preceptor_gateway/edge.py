@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import uuid
 
 import structlog
@@ -12,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from preceptor_gateway.metrics import Metrics
 from preceptor_gateway.problems import BodyTooLarge, GatewayError, response_of
+from preceptor_gateway.telemetry.cells import NONE
+from preceptor_gateway.telemetry.meter import RequestMeter
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 log = structlog.get_logger("gateway")
@@ -35,7 +36,6 @@ class Edge:
         request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         scope["request_id"] = request_id
         status = 0
-        started = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -44,16 +44,18 @@ class Edge:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        self._metrics.in_flight.inc()
+        meter = scope["meter"] = self._metrics.begin(scope, request_id)
         try:
             self._check_size(int(declared) if (declared := headers.get("content-length", "")).isdigit() else 0)
             await self._app(scope, self._limited(receive), send_with_id)
         except BodyTooLarge as error:
+            scope["error_code"] = error.code
             if not status:
                 await response_of(error, request_id)(scope, receive, send_with_id)
         except Exception:
             # Last resort at the edge: the client gets the one shape, the log gets the traceback.
-            log.exception("unexpected", request_id=request_id, path=scope["path"])
+            log.exception("unexpected", path=scope["path"])
+            scope["error_code"] = "internal_error"
             if status:
                 raise
             oops = GatewayError(
@@ -64,8 +66,7 @@ class Edge:
             oops.status = 500
             await response_of(oops, request_id)(scope, receive, send_with_id)
         finally:
-            self._metrics.in_flight.dec()
-            self._record(scope, request_id, status, time.perf_counter() - started)
+            self._record(scope, meter, status)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_body_bytes:
@@ -84,17 +85,14 @@ class Edge:
 
         return limited
 
-    def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "(none)")
-        self._metrics.requests.labels(route, str(status)).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
+    def _record(self, scope: Scope, meter: RequestMeter, status: int) -> None:
+        meter.done(status, scope.get("error_code", ""), getattr(scope.get("route"), "path", NONE))
         # No bodies, no headers: prompts are people's questions, headers hold keys.
         log.info(
             "request",
-            request_id=request_id,
             method=scope["method"],
             path=scope["path"],
             status=status,
-            ms=round(seconds * 1000, 1),
+            ms=round(meter.seconds * 1000, 1),
             served=scope.get("served"),
         )
