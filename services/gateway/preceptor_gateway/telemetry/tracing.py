@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 _W3C = TraceContextTextMapPropagator()
 _HEADERS = (b"traceparent", b"tracestate")
-_CLOSE_S = 2.0
-"""How long the last spans may take to leave when the gateway ends; a dead collector must not hold it."""
 _OPERATIONS = {"/v1/completions": "text_completion"}
 _ASKED = {
     "temperature": "gen_ai.request.temperature",
@@ -55,11 +53,11 @@ class Tracing:
                 hint="Name an OTLP collector's HTTP address, e.g. http://localhost:4318, or leave it empty.",
             )
         headers = _pairs(settings.otel_headers.get_secret_value())
-        self._exporter = OTLPSpanExporter(endpoint=f"{url}/v1/traces", headers=headers or None)
+        exporter = OTLPSpanExporter(endpoint=f"{url}/v1/traces", headers=headers or None)
         resource = Resource.create({SERVICE_NAME: settings.otel_service_name})
         # Not the global provider: langsmith and others look for that one and would send their spans here.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._processor = BatchSpanProcessor(self._exporter)
+        self._processor = BatchSpanProcessor(exporter)
         self._provider.add_span_processor(self._processor)
         self.tracer: Tracer = self._provider.get_tracer("preceptor_gateway")
         self.with_prompts = settings.log_prompts
@@ -77,23 +75,12 @@ class Tracing:
         """Sends what is waiting; returns when it is sent or given up."""
         self._processor.force_flush()
 
-    async def close(self) -> None:
-        """Sends the last spans if the collector takes them soon, and ends."""
-        # A daemon of its own, not the loop's pool: the process would wait for a pool's thread when it ends.
-        done, loop = asyncio.Event(), asyncio.get_running_loop()
-
-        def flush() -> None:
-            self.flush()
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(done.set)
-
-        threading.Thread(target=flush, daemon=True).start()
-        try:
-            await asyncio.wait_for(done.wait(), _CLOSE_S)
-        except TimeoutError:
-            # Ends the waits between tries, so that the processor's own thread ends too.
-            self._exporter.shutdown()  # type: ignore[no-untyped-call]  # the exporter's method has no types
-        await asyncio.to_thread(self._provider.shutdown)
+    async def close(self, patience_s: float = 2.0) -> None:
+        """Sends the last spans if the collector takes them soon, and ends; a dead one must not hold the gateway."""
+        # A daemon, because the process would wait for any other thread; its own patience is 30 s.
+        last = threading.Thread(target=self._processor.shutdown, daemon=True)
+        last.start()
+        await asyncio.to_thread(last.join, patience_s)
 
 
 class RequestSpans:

@@ -45,8 +45,8 @@ def find_usage(raw: bytes) -> Usage | None:
     """Reads the usage of a whole answer's bytes.
 
     A short answer is decoded, which orjson does in a microsecond. In a long one (log-probabilities make them so) it
-    looks from the end and decodes only the `usage` object; where it cannot be sure that this object is the answer's own,
-    it decodes everything. `metrics` is seen behind `usage`, where vLLM writes it.
+    looks from the end and decodes only the `usage` object; where it cannot be sure that this is the answer's own, it
+    decodes everything. `metrics` is seen behind `usage`, where vLLM writes it.
     """
     if len(raw) <= _SHORT:
         return _decoded(raw)
