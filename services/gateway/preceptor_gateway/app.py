@@ -40,6 +40,8 @@ from preceptor_gateway.relay import Relay
 from preceptor_gateway.services import Services
 from preceptor_gateway.settings import GatewaySettings
 from preceptor_gateway.store import AliasStore
+from preceptor_gateway.telemetry import langsmith
+from preceptor_gateway.telemetry.switch import start_tracing
 
 
 def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain], store: AliasStore) -> Services:
@@ -56,7 +58,7 @@ def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain]
         engine=engine,
         adapters=adapter_service,
         domains=domain_service,
-        relay=Relay(adapter_service, metrics),
+        relay=Relay(adapter_service),
         chat=ChatService(domain_service, metrics, max_messages=settings.max_messages),
         completions=CompletionService(domain_service),
         mcq=McqService(domain_service, adapter_service, metrics),
@@ -85,9 +87,12 @@ def create_app(settings: GatewaySettings) -> Edge:
     metrics = Metrics()
     known = {name: folder.domain for name, folder in load_domains(settings.domains_dir).items()}
     store = AliasStore(settings.data_dir / "aliases.json")
+    metrics.watch_aliases(lambda: {name: store.alias(name).promoted for name in known})
+    langsmith.configure(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        tracing = metrics.tracing = start_tracing(settings)
         services = _build(settings, metrics, known, store)
         app.state.services = services
         await services.keys.start()
@@ -102,6 +107,8 @@ def create_app(settings: GatewaySettings) -> Edge:
             await services.keys.close()
             await services.limiter.close()
             await services.engine.close()
+            if tracing:
+                await tracing.close()
 
     app = FastAPI(title="Preceptor gateway", version="0.1.0", lifespan=lifespan)
     for feature in (chat, mcq, generate, adapters, domains, keys, health):

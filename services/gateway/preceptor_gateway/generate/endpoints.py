@@ -21,7 +21,7 @@ router = APIRouter(tags=["seeds"], dependencies=[USE])
 async def generate(body: GenerateRequest, request: Request, services: ServicesDep) -> StreamingResponse:
     """Answers one prompt as `data: {"text": ...}` events, then `data: [DONE]`."""
     served = services.domains.served_name(domain=body.domain, served=body.model)
-    call = services.chat.prepare(chat_body(body, served), kind="generate")
+    call = services.chat.prepare(chat_body(body, served), kind="generate", route="/generate")
     request.scope["served"] = served
     pieces = await services.relay.open(call, AsyncExitStack())
     headers = {name.decode(): value.decode() for name, value in call.headers}
