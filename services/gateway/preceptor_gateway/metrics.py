@@ -34,9 +34,15 @@ class Metrics:
         )
         self.in_flight = Gauge("preceptor_requests_in_flight", "Requests being answered.", registry=self.registry)
         self.safety = Counter("preceptor_safety_rules", "Safety rules set off.", ["domain"], registry=self.registry)
-        self.engine_up = Gauge("preceptor_engine_up", "1 where the engine answers.", registry=self.registry)
+        self.engine_up = Gauge("preceptor_engine_up", "1 where the engine answers.", ["engine"], registry=self.registry)
         self.adapter_ready = Gauge(
             "preceptor_adapter_ready", "1 where the canary passed.", ["domain", "adapter"], registry=self.registry
+        )
+        self.adapter_state = Gauge(
+            "preceptor_adapter_state",
+            "1 for the state that an adapter is in on an engine; other states have no series.",
+            ["domain", "adapter", "engine", "state"],
+            registry=self.registry,
         )
         self.adapter_loads = Counter(
             "preceptor_adapter_loads", "Loads into the engine.", ["adapter", "outcome"], registry=self.registry

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from preceptor_gateway.auth import Keys
     from preceptor_gateway.chat.service import ChatService
     from preceptor_gateway.domains.service import DomainService
-    from preceptor_gateway.engine import EngineClient
+    from preceptor_gateway.engine import EnginePool
     from preceptor_gateway.mcq.service import McqService
     from preceptor_gateway.metrics import Metrics
     from preceptor_gateway.settings import GatewaySettings
@@ -25,7 +25,7 @@ class Services:
     settings: GatewaySettings
     keys: Keys
     metrics: Metrics
-    engine: EngineClient
+    engines: EnginePool
     adapters: AdapterService
     domains: DomainService
     chat: ChatService

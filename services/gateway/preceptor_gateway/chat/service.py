@@ -199,7 +199,7 @@ class ChatService:
             reply = await stack.enter_async_context(chat.target.engine.open("/v1/chat/completions", chat.body))
         except EngineLostAdapter:
             if chat.target.adapter:
-                self._adapters.lost(chat.target.adapter)
+                self._adapters.lost(chat.target.adapter, chat.target.engine)
             raise
         domain = chat.target.domain.name if chat.target.domain else "base"
         self._metrics.first_byte.labels(domain, chat.target.adapter or "base").observe(time.perf_counter() - started)

@@ -78,6 +78,9 @@ class EngineClient:
         # Shorter than vLLM's 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE), or a request now and then meets a closed socket.
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
         self._session = aiohttp.ClientSession(url, headers=headers, timeout=timeout, connector=connector)
+        self.url = url
+        self.in_flight = 0
+        """Requests open now."""
         self._end_of_turn: int | None = None
         self._first_tokens: dict[str, int] = {}
 
@@ -93,15 +96,19 @@ class EngineClient:
     @asynccontextmanager
     async def open(self, path: str, body: bytes) -> AsyncIterator[EngineReply]:
         """Posts and yields the reply when its headers are there; leaving the block cancels the engine's work."""
-        with _mapped():
-            response = await self._session.post(path, data=body)
+        self.in_flight += 1
         try:
-            if response.status != 200:
-                await _refuse(response)
-            yield EngineReply(response)
+            with _mapped():
+                response = await self._session.post(path, data=body)
+            try:
+                if response.status != 200:
+                    await _refuse(response)
+                yield EngineReply(response)
+            finally:
+                # close(), not release(): a half-read reply must drop the connection, so that vLLM aborts the request.
+                response.close() if not response.content.at_eof() else response.release()
         finally:
-            # close(), not release(): a half-read reply must drop the connection, which makes vLLM abort the request.
-            response.close() if not response.content.at_eof() else response.release()
+            self.in_flight -= 1
 
     async def post(self, path: str, body: Json) -> Json:
         """Posts and returns the decoded answer."""
