@@ -62,9 +62,7 @@ class McqLayout(Frozen):
     options: str = "{question}"
     """Body for scoring `options`: the options are not shown, each is scored as the answer."""
 
-    explain: str = (
-        "{question}\n\n{options}\n\nThe answer is {answer}\n\nSay in two or three short sentences why it is the right one."
-    )
+    explain: str = "{question}\n\n{options}\n\nThe answer is {answer}\n\nSay in two or three sentences why."
     """Body that asks why an option was chosen. Nothing is trained on it, so it is no part of `Domain.prompt_sha`."""
 
     @field_validator("passage")

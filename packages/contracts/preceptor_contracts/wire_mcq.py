@@ -89,12 +89,20 @@ Options = Annotated[
 ]
 
 
+def _sayable(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"not text: {error.reason}") from error
+    return value
+
+
 class McqAsked(Frozen):
     """One item of a request."""
 
-    id: Annotated[str, Field(max_length=200)] | None = None
+    id: Annotated[str, Field(max_length=200), AfterValidator(_sayable)] | None = None
     """The client's own; comes back with the answer."""
-    passage: str = ""
+    passage: Annotated[str, AfterValidator(_sayable)] = ""
     """Text that the question is about; items that share one share the engine's prefix cache."""
     question: Text
     options: Options
@@ -123,8 +131,8 @@ class McqListRequest(Frozen):
     """An exact served name, in place of `domain`."""
     items: Annotated[
         tuple[McqAsked, ...],
-        AfterValidator(_at_least_one),
         Field(max_length=MAX_ITEMS, json_schema_extra={"minItems": 1}),
+        AfterValidator(_at_least_one),
     ]
     debias: Debias = Debias.NONE
     abstain_below: Share | None = None

@@ -22,6 +22,7 @@ from preceptor_gateway.domains.service import DomainService
 from preceptor_gateway.edge import Edge
 from preceptor_gateway.engine import EngineClient
 from preceptor_gateway.generate import endpoints as generate
+from preceptor_gateway.generate.service import GenerateService
 from preceptor_gateway.health import endpoints as health
 from preceptor_gateway.mcq import endpoints as mcq
 from preceptor_gateway.mcq.service import McqService
@@ -38,6 +39,7 @@ def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain]
     )
     adapter_service = AdapterService(Registry(settings.adapters_dir), store, engine, metrics, known)
     domain_service = DomainService(known, adapter_service, engine, settings.default_domain)
+    chat_service = ChatService(domain_service, adapter_service, metrics)
     return Services(
         settings=settings,
         keys=Keys(settings.api_key, settings.admin_key),
@@ -45,8 +47,9 @@ def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain]
         engine=engine,
         adapters=adapter_service,
         domains=domain_service,
-        chat=ChatService(domain_service, adapter_service, metrics),
-        mcq=McqService(domain_service, adapter_service, metrics),
+        chat=chat_service,
+        mcq=McqService(domain_service, adapter_service, metrics, settings.batch_concurrency),
+        generate=GenerateService(domain_service, chat_service, settings.batch_concurrency),
     )
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from preceptor_gateway.chat.service import ChatService
     from preceptor_gateway.domains.service import DomainService
     from preceptor_gateway.engine import EngineClient
+    from preceptor_gateway.generate.service import GenerateService
     from preceptor_gateway.mcq.service import McqService
     from preceptor_gateway.metrics import Metrics
     from preceptor_gateway.settings import GatewaySettings
@@ -30,6 +31,7 @@ class Services:
     domains: DomainService
     chat: ChatService
     mcq: McqService
+    generate: GenerateService
 
 
 async def get_services(request: Request) -> Services:
