@@ -39,14 +39,17 @@ class Explainer:
         Raises:
             PreceptorError: While iterating, where the engine fails.
         """
-        chain: Runnable[dict[str, str], str] = self._prompt(domain, bool(item.passage)) | _ask(target, domain)
+        chain: Runnable[dict[str, str], str] = self.template(domain, with_passage=bool(item.passage)) | _ask(
+            target, domain
+        )
         # LangChain promises an iterator and gives a generator; closing it is what ends the engine's work.
         stream = cast(AsyncGenerator[str, None], chain.astream(explain_variables(item, labels, chosen)))
         async with aclosing(stream):
             async for piece in stream:
                 yield piece
 
-    def _prompt(self, domain: Domain, with_passage: bool) -> ChatPromptTemplate:
+    def template(self, domain: Domain, *, with_passage: bool) -> ChatPromptTemplate:
+        """The system message and the user's turn that asks why; it takes `explain_variables`."""
         key = (domain.name, with_passage)
         if key not in self._prompts:
             body = explain_template(require_mcq(domain), with_passage=with_passage)
