@@ -88,7 +88,9 @@ def test_steps_are_taken_where_the_prompt_outweighs_the_options() -> None:
 @given(st.lists(st.integers(1, 10), min_size=1, max_size=200))
 def test_no_request_asks_for_more_token_ids_than_vllm_takes(sizes: list[int]) -> None:
     ids = iter(range(10_000))
-    beginnings = {(place,): {next(ids) for _ in range(size)} for place, size in enumerate(sizes)}
+    beginnings: dict[tuple[int, ...], set[int]] = {
+        (place,): {next(ids) for _ in range(size)} for place, size in enumerate(sizes)
+    }
     parts = list(_parts(beginnings))
     assert {key: tokens for part in parts for key, tokens in part.items()} == beginnings
     assert all(len(set[int]().union(*part.values())) <= _MOST_IDS for part in parts)
