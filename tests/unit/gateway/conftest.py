@@ -111,11 +111,11 @@ def make_stack(tmp_path: Path) -> Iterator[StackMaker]:
             }
             gateway = exits.enter_context(ExitStack())
             url = gateway.enter_context(serve(create_app(GatewaySettings(_env_file=None, **values))))  # type: ignore[arg-type]  # test values by name
-            clients = [
+            use, admin = (
                 exits.enter_context(httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=10))
                 for key in ("use-key", "admin-key")
-            ]
-            return Stack(fake, domain, root, url, *clients, stop=gateway.close)
+            )
+            return Stack(fake, domain, root, url, use, admin, gateway.close)
 
         yield make
 
