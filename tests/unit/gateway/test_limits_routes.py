@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+from preceptor_gateway.limits.gate import CHARACTERS_PER_TOKEN
 
 from tests.fakes.serving import free_port
 from tests.unit.gateway.conftest import Stack, StackMaker
@@ -71,7 +72,7 @@ def test_tokens_are_booked_as_the_engine_counts_them(make_stack: StackMaker) -> 
     stack = make_stack(tokens_per_minute=5000)
     used = stack.use.post("/submit_mcq", json=ITEM).json()["prompt_tokens"]
     second = limit_headers(stack.use.post("/v1/domains/clinic/render", json=RENDER))
-    estimate = len(httpx.Request("POST", "http://a", json=RENDER).content) // 4 + 1
+    estimate = len(httpx.Request("POST", "http://a", json=RENDER).content) // CHARACTERS_PER_TOKEN + 1
     assert int(second["remaining-tokens"]) == 5000 - (used + 1) - estimate
 
 

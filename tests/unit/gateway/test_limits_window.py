@@ -12,7 +12,7 @@ from preceptor_gateway.limits.context import (
     check_message_count,
     fewest_tokens,
 )
-from preceptor_gateway.limits.gate import Cost, cost_of, estimate_tokens
+from preceptor_gateway.limits.gate import CHARACTERS_PER_TOKEN, Cost, cost_of, estimate_tokens
 from preceptor_gateway.limits.window import Window, minute_of, spell
 from preceptor_gateway.problems import BadRequest
 
@@ -95,20 +95,20 @@ def test_durations_are_written_as_openai_writes_them(seconds: float, text: str) 
         (b"", Cost(1, 0)),
         (b"{", Cost(1, 0)),
         (b"[1]", Cost(1, 0)),
-        (b'{"question": "abcdefghij"}', Cost(1, 26 // 4 + 1)),
-        (b'{"items": [{}, {}, {}]}', Cost(3, 23 // 4 + 3)),
-        (b'{"items": []}', Cost(1, 13 // 4 + 1)),
-        (b'{"items": 5}', Cost(1, 12 // 4 + 1)),
-        (b'{"prompt": "Hi"}', Cost(1, 16 // 4 + 256)),
-        (b'{"prompt": "Hi", "max_tokens": 9}', Cost(1, 33 // 4 + 9)),
-        (b'{"prompt": "Hi", "max_tokens": true}', Cost(1, 36 // 4 + 256)),
-        (b'{"prompt": "Hi", "max_tokens": -9}', Cost(1, 34 // 4 + 256)),
-        (b'{"prompts": ["a", "b"], "max_tokens": 9}', Cost(2, 40 // 4 + 18)),
+        (b'{"question": "abcdefghij"}', Cost(1, 26 // CHARACTERS_PER_TOKEN + 1)),
+        (b'{"items": [{}, {}, {}]}', Cost(3, 23 // CHARACTERS_PER_TOKEN + 3)),
+        (b'{"items": []}', Cost(1, 13 // CHARACTERS_PER_TOKEN + 1)),
+        (b'{"items": 5}', Cost(1, 12 // CHARACTERS_PER_TOKEN + 1)),
+        (b'{"prompt": "Hi"}', Cost(1, 16 // CHARACTERS_PER_TOKEN + 256)),
+        (b'{"prompt": "Hi", "max_tokens": 9}', Cost(1, 33 // CHARACTERS_PER_TOKEN + 9)),
+        (b'{"prompt": "Hi", "max_tokens": true}', Cost(1, 36 // CHARACTERS_PER_TOKEN + 256)),
+        (b'{"prompt": "Hi", "max_tokens": -9}', Cost(1, 34 // CHARACTERS_PER_TOKEN + 256)),
+        (b'{"prompts": ["a", "b"], "max_tokens": 9}', Cost(2, 40 // CHARACTERS_PER_TOKEN + 18)),
     ],
 )
 def test_what_a_body_costs(raw: bytes, cost: Cost) -> None:
     assert cost_of(raw) == cost
-    assert estimate_tokens(400, 10) == 110
+    assert estimate_tokens(300, 10) == 110
 
 
 @pytest.mark.parametrize(
