@@ -140,3 +140,12 @@ def test_the_metrics_name_no_key(make_stack: StackMaker) -> None:
     for _ in range(2):
         httpx.post(f"{stack.url}/submit_mcq", json=ITEM, headers={"authorization": f"Bearer {made['key']}"})
     assert made["id"] not in httpx.get(f"{stack.url}/metrics").text
+
+
+def test_tokens_of_a_request_that_failed_are_given_back(make_stack: StackMaker) -> None:
+    stack = make_stack(tokens_per_minute=1000)
+    stack.fake.fail_with = 500
+    assert [stack.use.post("/generate", json={**PROMPT, "max_tokens": 900}).status_code for _ in range(3)] == [502] * 3
+    stack.fake.fail_with = 0
+    assert stack.use.post("/generate", json={**PROMPT, "max_tokens": 900}).status_code == 200
+    assert stack.use.post("/generate", json={**PROMPT, "max_tokens": 900}).status_code == 429

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import orjson
 from fastapi import Depends, Request
+from preceptor_contracts.errors import PreceptorError
 from starlette.types import Scope
 
 from preceptor_gateway.auth import CallerDep
@@ -68,6 +69,10 @@ async def limited(request: Request, caller: CallerDep) -> AsyncIterator[None]:
     request.scope["limit_headers"] = admission.headers
     try:
         yield
+    except PreceptorError:
+        # What failed took nothing that counts; a client that left early keeps its estimate.
+        request.scope.setdefault("tokens_used", 0)
+        raise
     finally:
         await admission.done(request.scope.get("tokens_used"))
 
