@@ -44,7 +44,16 @@ from tests.house.tree import ROOT, shown
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 OUTLINE = ["What it is", "How to do it", "The format", "What goes wrong", "Why it is so"]
-NOUNS = ["adapters", "configuration", "domains", "gateway", "multiple-choice", "operations", "runs-and-reports"]
+NOUNS = [
+    "adapters",
+    "configuration",
+    "domains",
+    "gateway",
+    "keys",
+    "multiple-choice",
+    "operations",
+    "runs-and-reports",
+]
 # Read by set-up before anything is installed, so it is in no settings class.
 SETUP_ONLY = {"TORCH_INDEX"}
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=shown)
@@ -99,6 +108,7 @@ def test_a_command_exists(page: Path) -> None:
         "make": set(make_targets()),
         "preceptor-trainer": {command.callback.__name__ for command in app.registered_commands if command.callback},
         "preceptor-engine": {"serve", "materialise", "show"},
+        "preceptor-gateway": {"keys"},
     }
     for program, commands in known.items():
         pattern = rf"(?:^|[`\s;&/]){program} ([a-z][a-z0-9-]*)"
