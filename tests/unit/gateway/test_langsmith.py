@@ -118,4 +118,4 @@ def test_a_dead_langsmith_breaks_nothing(kept: Collector) -> None:
 
 def test_a_missing_key_is_told() -> None:
     with pytest.raises(PrerequisiteError, match="LANGSMITH_API_KEY is empty"):
-        langsmith.configure(GatewaySettings(_env_file=None, LANGSMITH_TRACING=True))  # type: ignore[call-arg]  # by its alias
+        langsmith.configure(GatewaySettings(_env_file=None, LANGSMITH_TRACING=True))

@@ -5,16 +5,22 @@ from __future__ import annotations
 from bisect import bisect_left
 from contextvars import ContextVar
 from time import perf_counter
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from preceptor_gateway.telemetry.cells import NONE, Cells
 from preceptor_gateway.telemetry.usage import Usage, find_stream_usage, find_usage
 
-if TYPE_CHECKING:
-    from preceptor_gateway.metrics import Metrics
-
 _CODES = 200
 """Error codes that one set of cells tells apart; all of ours are fewer. Past it they are one code, `other`."""
+
+
+class CellSource(Protocol):
+    """Where cells are: the gateway's `Metrics`."""
+
+    unresolved: Cells
+
+    def cells(self, route: str, domain: str, adapter: str) -> Cells:
+        """The cells of a route, domain and adapter."""
 
 
 class CallTrace(Protocol):
@@ -139,7 +145,7 @@ class RequestMeter:
 
     __slots__ = ("_cells", "_metrics", "code", "read_at", "request_id", "route", "seconds", "started", "trace")
 
-    def __init__(self, metrics: Metrics, request_id: str) -> None:
+    def __init__(self, metrics: CellSource, request_id: str) -> None:
         self._metrics = metrics
         self._cells = metrics.unresolved
         self._cells.in_flight += 1
