@@ -50,6 +50,7 @@ NOUNS = [
     "domains",
     "gateway",
     "keys",
+    "monitoring",
     "multiple-choice",
     "operations",
     "runs-and-reports",
@@ -178,10 +179,20 @@ def test_the_gateway_page_names_every_error_code() -> None:
     assert [code for code in sorted(codes) if f"`{code}`" not in text] == []
 
 
-def test_the_gateway_page_names_refused_fields_and_series() -> None:
+def test_the_gateway_page_names_refused_fields() -> None:
     text = (DOCS / "gateway.md").read_text()
-    series = {family.name + ("_total" if family.type == "counter" else "") for family in Metrics().registry.collect()}
-    assert [name for name in [*REFUSED, *sorted(series)] if f"`{name}`" not in text] == []
+    assert [name for name in REFUSED if f"`{name}`" not in text] == []
+
+
+def test_the_monitoring_page_names_every_series_and_alert_and_no_other() -> None:
+    metrics = Metrics()
+    metrics.watch_aliases(dict)
+    families = list(metrics.registry.collect())
+    series = {family.name + ("_total" if family.type == "counter" else "") for family in families}
+    said = in_first_cells(DOCS / "monitoring.md")
+    assert {name for name in said if name.startswith("preceptor_")} == series
+    rules = yaml.safe_load((ROOT / "services/monitoring/alerts.yml").read_text())["groups"][0]["rules"]
+    assert {name for name in said if name.startswith("Preceptor")} == {rule["alert"] for rule in rules}
 
 
 @pytest.mark.parametrize(
