@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from preceptor_gateway.app import create_app
 from preceptor_gateway.keys.database import prepare
 from preceptor_gateway.settings import GatewaySettings
+from preceptor_gateway.telemetry.logs import add_request
 
 
 def main() -> int:
@@ -53,13 +54,13 @@ def main() -> int:
 def _log_as_json(level: str) -> None:
     structlog.configure(
         processors=[
+            add_request,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(orjson.dumps),
         ],
         logger_factory=structlog.BytesLoggerFactory(),
-        cache_logger_on_first_use=True,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
     )
 
