@@ -159,8 +159,9 @@ def test_an_echo_with_logprobs_keeps_its_nulls(client: openai.OpenAI) -> None:
         assert choice.logprobs.token_logprobs is not None
         assert choice.logprobs.top_logprobs is not None
         assert len(choice.logprobs.token_logprobs) == length + 1
-        assert choice.logprobs.token_logprobs[0] is None  # type: ignore[comparison-overlap]  # OpenAI's types forget it
-        assert choice.logprobs.top_logprobs[0] is None  # type: ignore[comparison-overlap]  # OpenAI's types forget it
+        # OpenAI's types forget the null of the first token.
+        first: list[object] = [choice.logprobs.token_logprobs[0], choice.logprobs.top_logprobs[0]]
+        assert first == [None, None]
     assert whole.choices[0].text.startswith("ABC")
 
 
