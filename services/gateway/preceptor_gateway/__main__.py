@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
+import orjson
 import structlog
 import uvicorn
 from preceptor_contracts.errors import PreceptorError
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from preceptor_gateway.app import create_app
 from preceptor_gateway.keys.database import prepare
 from preceptor_gateway.settings import GatewaySettings
+from preceptor_gateway.telemetry.logs import add_request
 
 
 def main() -> int:
@@ -33,19 +35,29 @@ def main() -> int:
     except PreceptorError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    # The edge writes the access line, with the request id.
-    uvicorn.run(app, host=settings.host, port=settings.port, access_log=False, timeout_graceful_shutdown=20)
+    # The edge writes the access line, with the request id, and asks for nothing that a proxy's headers say.
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=20,
+    )
     return 0
 
 
 def _log_as_json(level: str) -> None:
     structlog.configure(
         processors=[
+            add_request,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(orjson.dumps),
         ],
+        logger_factory=structlog.BytesLoggerFactory(),
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
     )
 

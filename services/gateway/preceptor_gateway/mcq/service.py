@@ -49,7 +49,7 @@ class McqService:
             scores = await self._score(target, item, scoring)
         except EngineLostAdapter:
             if target.adapter:
-                self._adapters.lost(target.adapter)
+                self._adapters.lost(target.adapter, target.engine)
             raise
         rules = target.domain.triggered(f"{item.passage} {item.question}")
         if rules:
