@@ -30,6 +30,7 @@ from preceptor_gateway.relay import (
     with_banner,
 )
 from preceptor_gateway.services import Services
+from preceptor_gateway.telemetry.meter import RequestMeter
 
 Prepare = Callable[[Services, dict[str, Any]], EngineCall]
 
@@ -47,9 +48,12 @@ class HotRoute:
         scope["route"] = self
         caller = authorize(services.keys.ring, scope)
         raw = await _body(receive)
+        meter: RequestMeter = scope["meter"]
+        meter.read()
         note_prompt(scope, raw, services.settings.log_prompts)
         call = self._prepare(services, parse_body(raw))
         scope["served"] = call.target.served
+        meter.about(call.route, call.target.domain.name if call.target.domain else None, call.target.adapter)
         check_context(call.target.engine.context_tokens, call.max_tokens or None, call.prompt_chars)
         admission = await services.limiter.admit(
             caller, 0 if caller.unlimited else estimate_tokens(call.prompt_chars, call.max_tokens or ANSWER_TOKENS)

@@ -132,13 +132,18 @@ def test_several_calls_of_one_request_are_one_request() -> None:
     assert value(metrics, "preceptor_prompt_tokens_total", **who) == 15
 
 
-def test_limited_requests_are_told_apart_by_their_code() -> None:
+def test_limited_requests_are_told_apart_by_their_limit() -> None:
     metrics = Metrics()
-    begin(metrics).done(429, "tokens_per_minute", ROUTE)
-    begin(metrics).done(429, "requests_per_minute", ROUTE)
-    who = {"route": ROUTE, "domain": "(none)", "adapter": "(none)"}
-    assert value(metrics, "preceptor_limited_requests_total", **who, code="tokens_per_minute") == 1
-    assert value(metrics, "preceptor_errors_total", **who, status="429", code="requests_per_minute") == 1
+    for limit in ("requests", "tokens", "tokens", ""):
+        meter = begin(metrics)
+        meter.about(ROUTE, "clinic", "clinic-v1-00000001")
+        metrics.note_limit(limit)
+        meter.done(429, "rate_limit_exceeded")
+    assert value(metrics, "preceptor_limited_requests_total", **WHO, limit="tokens") == 2
+    assert value(metrics, "preceptor_limited_requests_total", **WHO, limit="requests") == 1
+    assert value(metrics, "preceptor_limited_requests_total", **WHO, limit="other") == 1
+    assert value(metrics, "preceptor_errors_total", **WHO, status="429", code="rate_limit_exceeded") == 4
+    assert value(metrics, "preceptor_queue_seconds_count", **WHO) is None
 
 
 def test_series_of_a_lost_adapter_can_be_dropped_in_mid_request() -> None:
