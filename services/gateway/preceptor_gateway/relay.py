@@ -95,10 +95,10 @@ class Answer:
             self._meter.end(code)
         self._reply.close()
 
-    def tokens(self, prompt_chars: int) -> int:
-        """Tokens of prompt and answer: the engine's own count, or an estimate where a stream did not tell."""
+    def tokens(self, prompt_chars: int) -> int | None:
+        """Tokens of prompt and answer: the engine's own count, an estimate where a stream did not tell, or None."""
         if self._meter is None:
-            return 0
+            return None
         usage = self._meter.usage
         if usage is not None:
             return usage.prompt_tokens + usage.completion_tokens
@@ -162,7 +162,7 @@ class Relay:
         return with_banner(call, raw)
 
     async def open(
-        self, call: EngineCall, stack: AsyncExitStack, note_tokens: Callable[[int], None]
+        self, call: EngineCall, stack: AsyncExitStack, note_tokens: Callable[[int | None], None]
     ) -> AsyncIterator[bytes]:
         """Starts a streamed call; returns its pieces. Closing the stack early ends the engine's work.
 
