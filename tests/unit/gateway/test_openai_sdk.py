@@ -159,8 +159,9 @@ def test_an_echo_with_logprobs_keeps_its_nulls(client: openai.OpenAI) -> None:
         assert choice.logprobs.token_logprobs is not None
         assert choice.logprobs.top_logprobs is not None
         assert len(choice.logprobs.token_logprobs) == length + 1
-        assert choice.logprobs.token_logprobs[0] is None  # type: ignore[comparison-overlap]  # OpenAI's types forget it
-        assert choice.logprobs.top_logprobs[0] is None  # type: ignore[comparison-overlap]  # OpenAI's types forget it
+        # OpenAI's types forget the null of the first token.
+        first: list[object] = [choice.logprobs.token_logprobs[0], choice.logprobs.top_logprobs[0]]
+        assert first == [None, None]
     assert whole.choices[0].text.startswith("ABC")
 
 
@@ -311,7 +312,7 @@ def test_rate_limit(make_stack: StackMaker) -> None:
         with pytest.raises(openai.RateLimitError) as caught:
             client.chat.completions.create(model="base", messages=HELLO)
     assert (caught.value.status_code, caught.value.type) == (429, "rate_limit_error")
-    assert 0 < int(caught.value.response.headers["retry-after"]) <= 60
+    assert 0 < int(caught.value.response.headers["retry-after"]) <= 120
 
 
 def test_an_engine_that_is_away(make_stack: StackMaker) -> None:

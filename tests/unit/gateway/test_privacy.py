@@ -35,7 +35,7 @@ def gateway(folder: Path, **env: str) -> Iterator[tuple[httpx.Client, FakeEngine
             "GATEWAY_API_KEY": USE,
             "GATEWAY_ADMIN_KEY": ADMIN,
             "GATEWAY_PORT": str(port),
-            "GATEWAY_ENGINE_URL": engine_url,
+            "ENGINE_URLS": engine_url,
             "GATEWAY_DATA_DIR": str(folder / "gateway"),
             "GATEWAY_DATABASE_URL": f"sqlite:///{folder}/gateway/gateway.db",
             "DOMAINS_DIR": str(folder / "domains"),

@@ -23,6 +23,7 @@ from preceptor_gateway.domains.prompts import DomainPrompt
 from preceptor_gateway.domains.service import DomainService, Target
 from preceptor_gateway.engine.client import EngineLostAdapter
 from preceptor_gateway.mcq.answers import failure_of, result_of, usage_of_all
+from preceptor_gateway.mcq.counting import counted
 from preceptor_gateway.mcq.debiasing import average, rotations
 from preceptor_gateway.mcq.explaining import Explainer
 from preceptor_gateway.mcq.options import score_options
@@ -65,7 +66,9 @@ class McqService:
         served = self._domains.served_name(domain=request.domain, served=request.model)
         asked = self._resolve(served, item)
         self._count(asked, 1)
-        scores = (await self._score(asked, item, Debias.NONE)).scores
+        with counted("/submit_mcq", asked.target) as tally:
+            scores = (await self._score(asked, item, Debias.NONE)).scores
+            tally.prompt_tokens, tally.cached_tokens = scores.prompt_tokens, scores.cached_tokens or 0
         (safety,) = self._safety(asked, [item])
         best = scores.best
         return McqAnswer(
@@ -101,16 +104,19 @@ class McqService:
         order = _passages_together(items)
         exact = exact_name(first.target)
         jobs = [partial(self._score_one, exact, items[index], request.debias) for index in order]
-        done = dict(zip(order, await run_each(jobs, self._width(first.scoring, request)), strict=True))
-        results = tuple(
-            result_of(index, asked, one, first.scoring, request.abstain_below, safety[index])
-            if isinstance(one := done[index], Scored)
-            else failure_of(index, asked, one)
-            for index, asked in enumerate(request.items)
-        )
+        with counted("/v1/mcq", first.target) as tally:
+            done = dict(zip(order, await run_each(jobs, self._width(first.scoring, request)), strict=True))
+            results = tuple(
+                result_of(index, asked, one, first.scoring, request.abstain_below, safety[index])
+                if isinstance(one := done[index], Scored)
+                else failure_of(index, asked, one)
+                for index, asked in enumerate(request.items)
+            )
+            usage = usage_of_all(results)
+            tally.prompt_tokens, tally.cached_tokens = usage.prompt_tokens, usage.cached_tokens or 0
         return McqListAnswer(
             results=results,
-            usage=usage_of_all(results),
+            usage=usage,
             served=served,
             adapter=first.target.adapter,
             domain=first.domain.name,
