@@ -88,6 +88,8 @@ class FakeEngine:
     fail_with: int = 0
     """Status that every completion answers; 0 means none."""
     token_delay_s: float = 0.0
+    head_s: float = 0.0
+    """How long a request for a stream waits for so much as a status: a busy vLLM tokenizes before it answers."""
     prefill_s: float = 0.0
     """How long a stream is silent before its first event."""
     models_delay_s: float = 0.0
@@ -232,7 +234,7 @@ class FakeEngine:
         usage = Usage(len(prompt), answer.tokens * (asked.n or 1), self.cached(name, prompt))
         if asked.stream:
             events = ({"object": "chat.completion.chunk", **head, "choices": one} for one in answer.pieces())
-            return self._streamed(asked, head, events, usage)
+            return await self._streamed(asked, head, events, usage, request)
         if await self._left(request):
             self.aborted += 1
             return Response(status_code=499)
@@ -241,9 +243,9 @@ class FakeEngine:
             choices[0]["logprobs"] = {"content": [{"top_logprobs": self._top(name, prompt, wanted)}]}
         return JSONResponse({"object": "chat.completion", **head, "choices": choices, "usage": usage.json()})
 
-    async def _left(self, request: Request) -> bool:
+    async def _left(self, request: Request, wait_s: float | None = None) -> bool:
         """Waits as long as an answer takes; True where the client left meanwhile (vLLM aborts then too)."""
-        until = time.monotonic() + self.token_delay_s
+        until = time.monotonic() + (self.token_delay_s if wait_s is None else wait_s)
         self.together += 1
         self.running += 1
         self.most_together = max(self.most_together, self.together)
@@ -262,7 +264,12 @@ class FakeEngine:
         sampled = max(range(VOCABULARY), key=lambda token: logprobs[token])
         return [{"token": f"token_id:{token}", "logprob": logprobs[token]} for token in (sampled, *wanted)]
 
-    def _streamed(self, asked: ChatAsked | PlainAsked, head: Json, events: Iterable[Json], usage: Usage) -> Response:
+    async def _streamed(
+        self, asked: ChatAsked | PlainAsked, head: Json, events: Iterable[Json], usage: Usage, request: Request
+    ) -> Response:
+        if self.head_s and await self._left(request, self.head_s):
+            self.aborted += 1
+            return Response(status_code=499)
         last = {**head, "choices": [], "usage": usage.json()}
         wanted = asked.stream_options and asked.stream_options.include_usage
         return StreamingResponse(self._stream(events, last if wanted else None), media_type="text/event-stream")
@@ -309,7 +316,7 @@ class FakeEngine:
         head = {"id": f"cmpl-{self.answered}", "object": "text_completion", "created": int(time.time()), "model": name}
         if asked.stream:
             events = ({**head, "choices": [one]} for index, answer in numbered for one in answer.pieces(index))
-            return self._streamed(asked, head, events, usage)
+            return await self._streamed(asked, head, events, usage, request)
         choices = [answer.whole(index) for index, answer in numbered]
         return JSONResponse({**head, "choices": choices, "usage": usage.json()})
 

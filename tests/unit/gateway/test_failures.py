@@ -188,6 +188,28 @@ def work_ended(stack: Stack) -> bool:
 
 
 @pytest.mark.parametrize(("path", "body"), [*STREAMED, ("/generate", TEXT)], ids=lambda value: str(value)[:24])
+def test_client_that_leaves_before_the_head_of_a_stream(stack: Stack, path: str, body: object) -> None:
+    stack.fake.head_s = 20
+    hang_up(stack, path, body, after=b"")
+    assert eventually(lambda: work_ended(stack), 1)
+
+
+@pytest.mark.parametrize("head_s", [0.3, 0.31, 0.32])
+def test_client_that_leaves_while_the_head_arrives_leaves_nothing_behind(stack: Stack, head_s: float) -> None:
+    stack.fake.head_s = head_s
+    stack.fake.token_delay_s = 20
+    for _ in range(5):
+        content = json.dumps(TEXT).encode()
+        host, port = stack.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as client:
+            head = "POST /generate HTTP/1.1\r\nhost: x\r\nauthorization: Bearer use-key\r\n"
+            kind = "content-type: application/json\r\n"
+            client.sendall(f"{head}{kind}content-length: {len(content)}\r\n\r\n".encode() + content)
+            time.sleep(0.3)
+    assert eventually(lambda: stack.fake.running == 0, 1)
+
+
+@pytest.mark.parametrize(("path", "body"), [*STREAMED, ("/generate", TEXT)], ids=lambda value: str(value)[:24])
 def test_client_that_leaves_before_the_first_byte_of_a_stream(stack: Stack, path: str, body: object) -> None:
     stack.fake.prefill_s = 20
     hang_up(stack, path, body, after=b"")
@@ -214,7 +236,9 @@ def test_client_that_left_is_counted_as_one(stack: Stack) -> None:
 
     def counted() -> bool:
         text = stack.use.get("/metrics").text
-        return bool(re.search(r'^preceptor_requests_total{.*route="/v1/chat/completions",status="499"} 1.0$', text, re.M))
+        return bool(
+            re.search(r'^preceptor_requests_total{.*route="/v1/chat/completions",status="499"} 1.0$', text, re.M)
+        )
 
     assert eventually(counted, 2)
 
