@@ -219,3 +219,17 @@ def test_open_pages_need_no_key_and_metrics_count(stack: Stack) -> None:
     text = httpx.get(f"{stack.url}/metrics").text
     assert 'preceptor_answers_total{adapter="base",domain="clinic",kind="chat"} 1.0' in text
     assert re.search(r'preceptor_requests_total\{.*route="/v1/chat/completions",status="200"\} 1\.0', text)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/chat/completions", "POST"),
+        ("PATCH", "/v1/adapters", "GET, POST"),
+        ("OPTIONS", "/v1/models/base", "GET"),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(stack: Stack, method: str, path: str, allowed: str) -> None:
+    answer = stack.use.request(method, path)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (405, "bad_method")
+    assert answer.headers["allow"] == allowed
