@@ -29,6 +29,8 @@ from tests.fakes.answers import ChatAnswer, ChatAsked, PlainAnswer, PlainAsked, 
 Json = dict[str, Any]
 START, END, VOCABULARY = 256, 257, 258
 MAX_MODEL_LEN = 2048
+MAX_LOGPROBS = 20
+"""vLLM's bound on how many of the likeliest tokens it tells."""
 MAX_IDS = 128
 """vLLM's bound on `logprob_token_ids`."""
 BLOCK = 32
@@ -227,7 +229,8 @@ class FakeEngine:
             prompt = template(asked.messages, generation_prompt=True)
         except (KeyError, TypeError) as error:
             return _error(400, f"A message cannot be read: {error}")
-        if refused := self._refusal(self.calls[-1][1], len(prompt)) or _greedy(asked):
+        room = asked.max_completion_tokens or asked.max_tokens or 0
+        if refused := self._refusal(self.calls[-1][1], len(prompt) + room) or _greedy(asked):
             return refused
         answer = ChatAnswer(asked, constrained(asked, self.answer), prompt, lambda ids: self.logprobs(name, ids))
         head = {"id": f"chatcmpl-{self.answered}", "created": int(time.time()), "model": name}
@@ -302,7 +305,8 @@ class FakeEngine:
         if isinstance(asked, Response):
             return asked
         name, prompts = asked.model or "base", asked.prompts
-        if refused := self._refusal(self.calls[-1][1], max(map(len, prompts))) or _greedy(asked) or _odd(asked):
+        longest = max(map(len, prompts)) + (asked.max_tokens or 0)
+        if refused := self._refusal(self.calls[-1][1], longest) or _greedy(asked) or _odd(asked):
             return refused
         if not asked.stream and await self._left(request):
             self.aborted += 1
@@ -336,6 +340,9 @@ def _greedy(asked: ChatAsked | PlainAsked) -> Response | None:
         return _error(400, "Stream options can only be defined when `stream=True`.")
     if asked.temperature == 0 and (asked.n or 1) > 1:
         return _error(400, f"n must be 1 when using greedy sampling, got {asked.n}.")
+    most = asked.top_logprobs if isinstance(asked, ChatAsked) else asked.logprobs
+    if (most or 0) > MAX_LOGPROBS:
+        return _error(400, f"Requested sample logprobs of {most}, which is greater than max allowed: {MAX_LOGPROBS}")
     return None
 
 

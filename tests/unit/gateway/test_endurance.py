@@ -111,7 +111,7 @@ def test_sigterm_in_the_middle_of_an_answer_ends_it_whole_and_then_the_process(
 
     listener = threading.Thread(target=ask)
     listener.start()
-    assert eventually(lambda: fake.running == 1, 5)
+    assert eventually(lambda: fake.running == 1, 5), told
     child = gateway.process.child
     assert child is not None
     child.send_signal(signal.SIGTERM)

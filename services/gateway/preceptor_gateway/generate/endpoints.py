@@ -11,6 +11,7 @@ from preceptor_contracts.wire_generate import GenerateBatchAnswer, GenerateBatch
 from starlette.responses import StreamingResponse
 
 from preceptor_gateway.auth import USE
+from preceptor_gateway.events import EVENT_STREAM
 from preceptor_gateway.generate.service import chat_body, retell
 from preceptor_gateway.leaving import EventStream, until_client_leaves
 from preceptor_gateway.limits.gate import LIMITED, note_tokens
@@ -24,7 +25,7 @@ router = APIRouter(tags=["seeds"], dependencies=[USE])
     "/generate",
     dependencies=[LIMITED],
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": EVENT_STREAM}},
 )
 async def generate(body: GenerateRequest, request: Request, services: ServicesDep) -> StreamingResponse:
     """Answers one prompt as `data: {"text": ...}` events, then `data: [DONE]`."""
