@@ -14,9 +14,9 @@ from preceptor_contracts.errors import InvalidInput
 
 
 class Frozen(BaseModel):
-    """Immutable, and refuses keys that it does not know."""
+    """Immutable, and refuses keys that it does not know; a field's docstring describes it in the OpenAPI document too."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 T = TypeVar("T")
