@@ -1,0 +1,2 @@
+"""stub"""
+class Missing(Exception): pass
