@@ -34,6 +34,12 @@ class Metrics:
         )
         self.in_flight = Gauge("preceptor_requests_in_flight", "Requests being answered.", registry=self.registry)
         self.safety = Counter("preceptor_safety_rules", "Safety rules set off.", ["domain"], registry=self.registry)
+        self.limited = Counter(
+            "preceptor_limited_requests", "Requests refused by a key's limit.", ["limit"], registry=self.registry
+        )
+        self.limits_alone = Counter(
+            "preceptor_limits_alone", "Counts that Redis should have taken and did not.", registry=self.registry
+        )
         self.engine_up = Gauge("preceptor_engine_up", "1 where the engine answers.", registry=self.registry)
         self.adapter_ready = Gauge(
             "preceptor_adapter_ready", "1 where the canary passed.", ["domain", "adapter"], registry=self.registry

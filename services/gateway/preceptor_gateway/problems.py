@@ -133,12 +133,13 @@ def body_of(error: PreceptorError, request_id: str) -> ProblemBody:
 
 
 def response_of(error: PreceptorError, request_id: str) -> Response:
-    """Spells an error as a response, with Retry-After where waiting helps."""
-    headers = {"x-request-id": request_id}
+    """Spells an error as a response, with Retry-After where waiting helps; the edge adds the request id's header."""
+    headers = {}
     if isinstance(error, GatewayError) and error.retry_after_s:
         headers["retry-after"] = str(error.retry_after_s)
     if isinstance(error, NotAuthenticated):
         headers["www-authenticate"] = "Bearer"
+    headers |= {name.decode(): value.decode() for name, value in getattr(error, "headers", ())}
     body = orjson.dumps(body_of(error, request_id).model_dump())
     return Response(body, status_of(error), headers, media_type="application/json")
 

@@ -34,6 +34,20 @@ class GatewaySettings(BaseSettings):
     reconcile_seconds: Annotated[float, Field(gt=0)] = 2.0
     """Pause between looks at what the engine serves."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
+    max_messages: Annotated[int, Field(ge=1)] = 256
+    """Of a conversation."""
+    database_url: SecretStr = SecretStr("sqlite:///data/gateway/gateway.db")
+    """Where keys are: SQLite, or `postgresql+psycopg://...`; it may hold a password."""
+    limits_url: SecretStr = SecretStr("memory://")
+    """Where minutes are counted: in memory, or `redis://...`; it may hold a password."""
+    requests_per_minute: Annotated[int, Field(ge=0)] = 0
+    """Of keys that name no limit of their own; 0 is none."""
+    tokens_per_minute: Annotated[int, Field(ge=0)] = 0
+    """Of keys that name no limit of their own; 0 is none."""
+    concurrent_requests: Annotated[int, Field(ge=0)] = 0
+    """Of keys that name no limit of their own; 0 is none."""
+    log_prompts: Annotated[bool, Field(validation_alias="LOG_PROMPTS")] = False
+    """Log what people ask."""
     log_level: Literal["debug", "info", "warning"] = "info"
     """`info` writes a line a request."""
     cors_origins: str = ""
