@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
-from bench.gateway.machine import Missing
+from bench.gateway.machine import Missing, tool
 
 CHUNKS = 64
 """Events with content in a streamed answer; `[DONE]` comes on top."""
@@ -117,19 +116,11 @@ def command(folder: Path, port: int) -> list[str]:
     models = json.dumps({"object": "list", "data": [card]})
     config = folder / "nginx.conf"
     config.write_text(_CONFIG.format(folder=folder, port=port, models=models, modules=_modules()))
-    return [nginx(), "-p", str(folder), "-c", str(config), "-e", str(folder / "nginx.log")]
-
-
-def nginx() -> str:
-    """Where nginx is; Debian keeps it outside an ordinary user's PATH."""
-    found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-    if found is None:
-        raise Missing("nginx", "nginx-light")
-    return found
+    return [tool("nginx"), "-p", str(folder), "-c", str(config), "-e", str(folder / "nginx.log")]
 
 
 def _modules() -> Path:
     for folder in _MODULE_FOLDERS:
         if all((folder / name).is_file() for name in LUA_MODULES):
             return folder
-    raise Missing("nginx's Lua module", "libnginx-mod-http-lua")
+    raise Missing("nginx's Lua module")
