@@ -151,4 +151,3 @@ def prove(contestant: Contestant, base: str) -> None:
         missing = {"x-ratelimit-limit-requests", "x-ratelimit-limit-tokens", "x-request-id"} - set(got)
         if missing:
             raise BenchFailed(f"Our gateway's answer lacks {sorted(missing)}: its limits are not on.")
-

@@ -75,12 +75,10 @@ def environment() -> dict[str, str]:
     """What was measured on and with, for the report."""
     git = _first_line("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
     changed = _first_line("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
-    one, five, _ = os.getloadavg()
     return {
         "processor": f"{_cpu()}, {os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "commit": git + (" with changes" if changed else ""),
-        "load average at the start": f"{one:.2f} (1 min), {five:.2f} (5 min)",
         "load tool": _first_line(tool("wrk"), "-v").partition(" Copyright")[0],
         "upstream": _first_line(tool("nginx"), "-v").removeprefix("nginx version: "),
         "our gateway": _versions(OUR_PYTHON, _OURS),
@@ -101,7 +99,7 @@ def _first_line(*command: str) -> str:
 
 
 def _versions(python: Path, packages: tuple[str, ...]) -> str:
-    [site] = [path for path in (python.parent.parent / "lib").glob("python3*/site-packages")][:1]
+    site = next((python.parent.parent / "lib").glob("python3*/site-packages"))
     found = {
         (distribution.metadata["Name"] or "").lower().replace("_", "-"): distribution.version
         for distribution in importlib.metadata.distributions(path=[str(site)])

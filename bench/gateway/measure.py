@@ -27,19 +27,21 @@ class Plan:
     concurrencies: tuple[int, ...] = (1, 16, 32, 64)
     stream_concurrencies: tuple[int, ...] = (1, 32)
     point_s: float = 5
+    """Of whole answers."""
+    stream_s: float = 3
     warm_up_s: float = 1
-    first_s: float = 2
+    first_s: float = 1.5
     """Of the stream client."""
     steady_warm: int = 5_000
     steady: int = STEADY_REQUESTS
     profile_s: float = 8
 
 
-QUICK = Plan(1, (1, 32), (32,), point_s=3, first_s=0.5, steady_warm=1_000, steady=3_000, profile_s=3)
+QUICK = Plan(1, (1, 32), (32,), point_s=1, stream_s=1, first_s=0.5, steady_warm=1_000, steady=3_000, profile_s=2)
 _STEADY_LIMIT_S = 120
 _SETTLE_S, _LOOK_S = 10.0, 0.2
 _FEW, _LONGER = 3, 4
-"""A run with fewer answers than 3 a connection is done again, 4 times as long."""
+"""A run with fewer answers than 3 a connection is done again, 4 times as long; one with none, 16 times."""
 
 
 class Bench:
@@ -107,23 +109,17 @@ class Bench:
         self._press(base, contestant, stream=False, concurrency=plan.concurrencies[-1], seconds=2 * plan.warm_up_s)
         started = process.rss_mib() if process else 0.0
         cpu_ms = 0.0
-        for stream, concurrencies in ((False, plan.concurrencies), (True, plan.stream_concurrencies)):
-            for concurrency in concurrencies:
-                self._press(base, contestant, stream=stream, concurrency=concurrency, seconds=plan.warm_up_s)
-                settle(process)
-                cpu = process.cpu_s() if process else 0.0
-                load = self._press(base, contestant, stream=stream, concurrency=concurrency, seconds=plan.point_s)
-                if load.requests < _FEW * concurrency:
-                    # Too slow for so short a run: requests that are under way when it ends are not counted.
-                    settle(process)
-                    longer = _LONGER * plan.point_s
-                    load = self._press(base, contestant, stream=stream, concurrency=concurrency, seconds=longer)
-                    if not load.requests:
-                        raise BenchFailed(f"{contestant.name} answered nothing in {longer:.0f} s. Is the machine busy?")
-                if process and not stream and concurrency == GOAL_CONCURRENCY and load.requests:
-                    cpu_ms = (process.cpu_s() - cpu) / load.requests * 1e3
-                self.results.points.append(Point(round_, contestant.name, stream, concurrency, load))
-                say("." if not load.errors else "!")
+        whole = [(False, concurrency, plan.point_s) for concurrency in plan.concurrencies]
+        streams = [(True, concurrency, plan.stream_s) for concurrency in plan.stream_concurrencies]
+        for stream, concurrency, seconds in (*whole, *streams):
+            self._press(base, contestant, stream=stream, concurrency=concurrency, seconds=plan.warm_up_s)
+            load, cpu_s = self._point(
+                base, contestant, process, stream=stream, concurrency=concurrency, seconds=seconds
+            )
+            if not stream and concurrency == GOAL_CONCURRENCY:
+                cpu_ms = cpu_s / load.requests * 1e3
+            self.results.points.append(Point(round_, contestant.name, stream, concurrency, load))
+            say("." if not load.errors else "!")
         for concurrency in plan.stream_concurrencies:
             settle(process)
             self.results.streams.append(self._first_bytes(round_, contestant, base, concurrency))
@@ -131,13 +127,34 @@ class Bench:
             process.check()
             self.results.memory.append(Memory(round_, contestant.name, started, process.rss_mib(), cpu_ms))
 
+    def _point(
+        self,
+        base: str,
+        contestant: Contestant,
+        process: Running | None,
+        *,
+        stream: bool,
+        concurrency: int,
+        seconds: float,
+    ) -> tuple[Load, float]:
+        """One point of the report, and the processor time that it took."""
+        for enough, factor in ((_FEW * concurrency, 1), (1, _LONGER), (1, _LONGER**2)):
+            length = factor * seconds
+            settle(process)
+            cpu_s = process.cpu_s() if process else 0.0
+            load = self._press(base, contestant, stream=stream, concurrency=concurrency, seconds=length)
+            # Too slow for so short a run: requests that are under way when it ends are not counted.
+            if load.requests >= enough:
+                break
+        if not load.requests:
+            raise BenchFailed(f"{contestant.name} answered nothing in {length:.0f} s. Is the machine busy?")
+        return load, process.cpu_s() - cpu_s if process else 0.0
+
     def _press(
         self, base: str, contestant: Contestant, *, stream: bool, concurrency: int, seconds: float, limit: int = 0
     ) -> Load:
         body = self._body(contestant, stream=stream)
-        return press(
-            base + PATH, body, concurrency=concurrency, seconds=seconds, core=self._cores.load, limit=limit
-        )
+        return press(base + PATH, body, concurrency=concurrency, seconds=seconds, core=self._cores.load, limit=limit)
 
     def _body(self, contestant: Contestant, *, stream: bool) -> Path:
         body = self._folder / f"body-{contestant.served.replace(':', '-')}-{'stream' if stream else 'whole'}.json"
@@ -191,9 +208,7 @@ class Bench:
         for title, stream in (("whole answers", False), ("streams", True)):
             raw = self._folder / f"profile-{stream}.txt"
             with sampling.recording(process.pid, raw, self.plan.profile_s, self._cores.load):
-                self._press(
-                    base, ours, stream=stream, concurrency=GOAL_CONCURRENCY, seconds=self.plan.profile_s + 1
-                )
+                self._press(base, ours, stream=stream, concurrency=GOAL_CONCURRENCY, seconds=self.plan.profile_s + 1)
             self.results.profiles[title] = sampling.shares(raw.read_text())
 
 

@@ -1,4 +1,4 @@
-"""The same trivial answer served by each ASGI server, and by a bare protocol as the floor: one process each, one worker.
+"""The same trivial answer served by each ASGI server, and by a bare protocol as the floor: one process, one worker.
 
 Run as `python -m bench.gateway.micro_apps <server> <port>`; `POST /` answers a fixed body, `POST /stream` 64 pieces.
 """
@@ -65,7 +65,9 @@ class _Bare(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._url == b"/stream":
-            self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+            self._transport.write(
+                b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+            )
             for piece in PIECES:
                 self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
             self._transport.write(b"0\r\n\r\n")
@@ -86,28 +88,26 @@ def _uvicorn(http: str, loop: str) -> Callable[[int], None]:
     def serve(port: int) -> None:
         import uvicorn
 
-        uvicorn.run(app, port=port, http=http, loop=loop, access_log=False, log_level="warning")  # type: ignore[arg-type]
+        uvicorn.run(app, port=port, http=http, loop=loop, access_log=False, log_level="warning")
 
     return serve
 
 
-def _granian(threads: int) -> Callable[[int], None]:
-    def serve(port: int) -> None:
-        from granian.constants import Interfaces, Loops
-        from granian.server import Server
+def _granian(port: int) -> None:
+    from granian.constants import Interfaces, Loops
+    from granian.server import Server
 
-        Server(
-            "bench.gateway.micro_apps:app",
-            port=port,
-            interface=Interfaces.ASGI,
-            loop=Loops.uvloop,
-            workers=1,
-            runtime_threads=threads,
-            log_access=False,
-            log_enabled=False,
-        ).serve()
-
-    return serve
+    server = Server(
+        "bench.gateway.micro_apps:app",
+        port=port,
+        interface=Interfaces.ASGI,
+        loop=Loops.uvloop,
+        workers=1,
+        runtime_threads=1,
+        log_access=False,
+        log_enabled=False,
+    )
+    server.serve()
 
 
 SERVERS: dict[str, Callable[[int], None]] = {
@@ -115,7 +115,7 @@ SERVERS: dict[str, Callable[[int], None]] = {
     "uvicorn (httptools, uvloop)": _uvicorn("httptools", "uvloop"),
     "uvicorn (httptools, asyncio)": _uvicorn("httptools", "asyncio"),
     "uvicorn (h11, asyncio)": _uvicorn("h11", "asyncio"),
-    "granian (uvloop)": _granian(1),
+    "granian (uvloop)": _granian,
 }
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import cast
+from typing import NamedTuple, cast
 
 import httptools
 import uvloop
@@ -34,15 +34,19 @@ class _Connection(asyncio.Protocol):
         self._body: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keeps the transport."""
         self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
+        """Feeds the parser."""
         self._parser.feed_data(data)
 
     def on_body(self, body: bytes) -> None:
+        """Keeps a piece."""
         self._body.append(body)
 
     def on_message_complete(self) -> None:
+        """Hands the answer over."""
         done, self._done = self._done, None
         if done is not None and not done.done():
             done.set_result(b"".join(self._body))
@@ -50,6 +54,7 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def ask(self, request: bytes) -> asyncio.Future[bytes]:
+        """Sends; the future holds the body."""
         self._done = asyncio.get_running_loop().create_future()
         self.transport.write(request)
         return self._done
@@ -78,15 +83,29 @@ async def raw(port: int) -> tuple[Ask, Close]:
     return ask, close
 
 
+async def by_our_pool(port: int) -> tuple[Ask, Close]:
+    """What the gateway asks engines by."""
+    from preceptor_gateway.engine.http import HttpPool
+
+    pool = HttpPool(f"http://127.0.0.1:{port}", HEADERS, connect_s=5, silence_s=300)
+
+    async def ask() -> bytes:
+        reply = await pool.exchange("POST", PATH, BODY)
+        try:
+            return await reply.read()
+        finally:
+            reply.close()
+
+    return ask, pool.close
+
+
 async def by_aiohttp(port: int) -> tuple[Ask, Close]:
-    """aiohttp as the gateway configures it."""
+    """Aiohttp as the gateway had it."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=300)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
-    session = aiohttp.ClientSession(
-        f"http://127.0.0.1:{port}", headers=HEADERS, timeout=timeout, connector=connector
-    )
+    session = aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=HEADERS, timeout=timeout, connector=connector)
 
     async def ask() -> bytes:
         async with session.post(PATH, data=BODY) as response:
@@ -96,7 +115,7 @@ async def by_aiohttp(port: int) -> tuple[Ask, Close]:
 
 
 async def by_aiohttp_lean(port: int) -> tuple[Ask, Close]:
-    """aiohttp with what can be turned off turned off: time-outs, cookies, default headers, a URL parsed once."""
+    """Aiohttp with what can be turned off turned off: time-outs, cookies, default headers, a URL parsed once."""
     import aiohttp
     from yarl import URL
 
@@ -117,7 +136,7 @@ async def by_aiohttp_lean(port: int) -> tuple[Ask, Close]:
 
 
 async def by_httpx(port: int) -> tuple[Ask, Close]:
-    """httpx as it comes."""
+    """Httpx as it comes."""
     import httpx
 
     client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=HEADERS, limits=httpx.Limits())
@@ -128,17 +147,26 @@ async def by_httpx(port: int) -> tuple[Ask, Close]:
     return ask, client.aclose
 
 
-CLIENTS: dict[str, Callable[[int], Awaitable[tuple[Ask, Close]]]] = {
-    "raw protocol (httptools)": raw,
-    "aiohttp, bare": by_aiohttp_lean,
-    "aiohttp, as the gateway has it": by_aiohttp,
-    "httpx": by_httpx,
+class Client(NamedTuple):
+    """A client, and the environment that has it."""
+
+    make: Callable[[int], Awaitable[tuple[Ask, Close]]]
+    ours: bool
+    """True for `.venv`, False for `.venv-bench`."""
+
+
+CLIENTS = {
+    "raw protocol (httptools), the floor": Client(raw, True),
+    "the gateway's own": Client(by_our_pool, True),
+    "aiohttp, all that can be turned off turned off": Client(by_aiohttp_lean, False),
+    "aiohttp": Client(by_aiohttp, False),
+    "httpx": Client(by_httpx, True),
 }
 
 
 async def measure(client: str, port: int, concurrency: int, seconds: float) -> dict[str, float]:
     """Asks in a closed loop; CPU is this process's alone."""
-    ask, close = await CLIENTS[client](port)
+    ask, close = await CLIENTS[client].make(port)
     await asyncio.gather(*(ask() for _ in range(concurrency)))
     taken: list[float] = []
     end = time.perf_counter() + seconds

@@ -1,4 +1,4 @@
-"""What one request costs part by part, in this process and without a socket: microseconds of CPU, best of several runs."""
+"""What one request costs part by part, in this process, without a socket: microseconds of CPU, best of several runs."""
 
 from __future__ import annotations
 
@@ -219,7 +219,12 @@ def edge_parts(seconds: float) -> list[Cost]:
         sink.write(orjson.dumps({**fields, "event": "request", "timestamp": stamp}).decode() + "\n")
 
     return [
-        cost("key", "sha256 and compare", lambda: hmac.compare_digest(hashlib.sha256(b"sk-bench").digest(), known), seconds),
+        cost(
+            "key",
+            "sha256 and compare",
+            lambda: hmac.compare_digest(hashlib.sha256(b"sk-bench").digest(), known),
+            seconds,
+        ),
         cost("key", "found in a dict by its text", lambda: {"sk-bench": 1}.get("sk-bench"), seconds),
         cost("request id", "uuid4", lambda: uuid.uuid4().hex, seconds),
         cost("request id", "os.urandom(16).hex()", lambda: __import__("os").urandom(16).hex(), seconds),

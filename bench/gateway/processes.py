@@ -20,6 +20,8 @@ from bench.gateway.machine import BenchFailed, tool
 
 _SHOWN_LOG_LINES = 15
 _PATIENCE_S = 15.0
+_QUIET_IDLE = 90
+"""Percent."""
 
 
 @dataclass(frozen=True)
@@ -144,3 +146,9 @@ def status_of(url: str, headers: dict[str, str], body: bytes) -> tuple[int, dict
             return answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, {name.lower(): value for name, value in error.headers.items()}, error.read()
+
+
+def busy() -> str:
+    """How much of all cores others use now, looked at for a second while the bench itself sleeps."""
+    idle = psutil.cpu_times_percent(interval=1).idle
+    return f"{100 - idle:.0f} %" + ("" if idle >= _QUIET_IDLE else ": NOT QUIET, do not trust these figures")

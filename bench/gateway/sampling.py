@@ -62,7 +62,10 @@ def recording(pid: int, raw: Path, seconds: float, core: int) -> Iterator[None]:
     child = subprocess.Popen(
         [*command, "--output", str(raw)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    assert child.stdout is not None
+    first = child.stdout.readline()
     try:
+        # The line says that it looks from now on; before, it reads symbols.
         yield
         said, _ = child.communicate(timeout=60)
     finally:
@@ -70,7 +73,7 @@ def recording(pid: int, raw: Path, seconds: float, core: int) -> Iterator[None]:
             child.kill()
             child.wait()
     if child.returncode or not raw.is_file():
-        last = (said.strip().splitlines() or ["nothing"])[-1]
+        last = ((first + said).strip().splitlines() or ["nothing"])[-1]
         raise BenchFailed(f"py-spy said {last!r}. It needs root, or kernel.yama.ptrace_scope=0.")
 
 

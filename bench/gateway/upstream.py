@@ -13,7 +13,8 @@ ENGINE_NAME = "base"
 """What the engine calls its base model."""
 LUA_MODULES = ("ndk_http_module.so", "ngx_http_lua_module.so")
 _MODULE_FOLDERS = (Path("/usr/lib/nginx/modules"), Path("/usr/lib64/nginx/modules"), Path("/usr/share/nginx/modules"))
-_WORDS = "The count is made over patients whose city is Leeds , grouped by year of birth .".split()
+_TEXT = "The count is made over patients whose city is Leeds , grouped by year of birth ."
+_WORDS = tuple(_TEXT.split())
 _CREATED = 1_700_000_000
 
 _CONFIG = """\
@@ -78,7 +79,8 @@ http {{
 
 def whole_answer() -> bytes:
     """The fixed completion, in vLLM's shape."""
-    message = {"role": "assistant", "content": " ".join(_WORDS * 4), "refusal": None, "tool_calls": []}
+    text = " ".join(_WORDS * 4)
+    message: dict[str, object] = {"role": "assistant", "content": text, "refusal": None, "tool_calls": []}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
     usage = {"prompt_tokens": 93, "total_tokens": 157, "completion_tokens": CHUNKS, "prompt_tokens_details": None}
     return _spelled(_answer("chat.completion", choice) | {"usage": usage})
@@ -115,11 +117,16 @@ def command(folder: Path, port: int) -> list[str]:
     card = {"id": ENGINE_NAME, "object": "model", "created": _CREATED, "owned_by": "vllm", "max_model_len": 2048}
     models = json.dumps({"object": "list", "data": [card]})
     config = folder / "nginx.conf"
-    config.write_text(_CONFIG.format(folder=folder, port=port, models=models, modules=_modules()))
+    config.write_text(_CONFIG.format(folder=folder, port=port, models=models, modules=modules()))
     return [tool("nginx"), "-p", str(folder), "-c", str(config), "-e", str(folder / "nginx.log")]
 
 
-def _modules() -> Path:
+def modules() -> Path:
+    """Where nginx's modules are.
+
+    Raises:
+        Missing: The Lua module is not installed.
+    """
     for folder in _MODULE_FOLDERS:
         if all((folder / name).is_file() for name in LUA_MODULES):
             return folder
