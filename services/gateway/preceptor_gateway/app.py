@@ -25,6 +25,7 @@ from preceptor_gateway.edge import Edge
 from preceptor_gateway.engine import EngineClient, EnginePool
 from preceptor_gateway.engine_urls import read_urls
 from preceptor_gateway.generate import endpoints as generate
+from preceptor_gateway.generate.service import GenerateService
 from preceptor_gateway.health import endpoints as health
 from preceptor_gateway.keys import endpoints as keys
 from preceptor_gateway.keys.callers import Limits
@@ -52,6 +53,8 @@ def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain]
     registry = Registry(settings.adapters_dir)
     adapter_service = AdapterService(registry, Verifier(registry, known), store, engines, metrics)
     domain_service = DomainService(known, adapter_service, engines, settings.default_domain)
+    chat_service = ChatService(domain_service, metrics, max_messages=settings.max_messages)
+    relay = Relay(adapter_service, engines)
     return Services(
         settings=settings,
         keys=_keys(settings),
@@ -60,10 +63,11 @@ def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain]
         engines=engines,
         adapters=adapter_service,
         domains=domain_service,
-        relay=Relay(adapter_service, engines),
-        chat=ChatService(domain_service, metrics, max_messages=settings.max_messages),
+        relay=relay,
+        chat=chat_service,
         completions=CompletionService(domain_service),
-        mcq=McqService(domain_service, adapter_service, metrics),
+        mcq=McqService(domain_service, adapter_service, metrics, settings.batch_concurrency),
+        generate=GenerateService(domain_service, chat_service, relay, settings.batch_concurrency),
     )
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from preceptor_gateway.completions.service import CompletionService
     from preceptor_gateway.domains.service import DomainService
     from preceptor_gateway.engine import EnginePool
+    from preceptor_gateway.generate.service import GenerateService
     from preceptor_gateway.keys.service import KeyService
     from preceptor_gateway.limits.limiter import Limiter
     from preceptor_gateway.mcq.service import McqService
@@ -36,6 +37,7 @@ class Services:
     chat: ChatService
     completions: CompletionService
     mcq: McqService
+    generate: GenerateService
 
 
 async def get_services(request: Request) -> Services:

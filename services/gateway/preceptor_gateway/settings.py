@@ -36,6 +36,8 @@ class GatewaySettings(BaseSettings):
     """Asked where a request names none; empty means that a request must name one unless there is only one."""
     reconcile_seconds: Annotated[float, Field(gt=0)] = 2.0
     """Pause between looks at what the engine serves."""
+    batch_concurrency: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Prompts of one batch (`/v1/mcq`, `/generate/batch`) in the engine at a time."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
     max_messages: Annotated[int, Field(ge=1)] = 256
     """Of a conversation."""
