@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -231,6 +232,18 @@ def test_a_dead_collector_costs_no_request_anything(make_stack: StackMaker) -> N
         assert dead.chat("base").status_code == 200
         slowest = max(slowest, time.perf_counter() - began)
     assert slowest < 1.0
+
+
+async def test_no_thread_is_left_behind_a_dead_collector() -> None:
+    before = set(threading.enumerate())
+    tracing = start_tracing(settings(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9"))
+    assert tracing is not None
+    metrics = Metrics()
+    metrics.tracing = tracing
+    one_stream(metrics)
+    await asyncio.sleep(0.2)
+    await tracing.close(0.1)
+    assert [one.name for one in set(threading.enumerate()) - before if "asyncio" not in one.name] == []
 
 
 async def test_a_deaf_collector_does_not_hold_the_end() -> None:
