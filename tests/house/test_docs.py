@@ -49,6 +49,7 @@ NOUNS = [
     "configuration",
     "domains",
     "gateway",
+    "keys",
     "monitoring",
     "multiple-choice",
     "operations",
@@ -108,6 +109,7 @@ def test_a_command_exists(page: Path) -> None:
         "make": set(make_targets()),
         "preceptor-trainer": {command.callback.__name__ for command in app.registered_commands if command.callback},
         "preceptor-engine": {"serve", "materialise", "show"},
+        "preceptor-gateway": {"keys"},
     }
     for program, commands in known.items():
         pattern = rf"(?:^|[`\s;&/]){program} ([a-z][a-z0-9-]*)"

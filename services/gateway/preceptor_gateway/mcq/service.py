@@ -12,12 +12,13 @@ from preceptor_contracts.errors import InvalidInput
 from preceptor_contracts.frozen import parse
 from preceptor_contracts.mcq import LabelledChoice, McqItem, Scoring, read_choices
 from preceptor_contracts.prompts import require_mcq
+from preceptor_contracts.served_names import RAW_BASE
 from preceptor_contracts.wire import McqAnswer, McqRequest
 from preceptor_contracts.wire_mcq import Debias, McqListAnswer, McqListRequest, McqResult
 from pydantic import TypeAdapter
 
 from preceptor_gateway.adapters.service import AdapterService
-from preceptor_gateway.batches import all_or_none, run_each
+from preceptor_gateway.batches import all_or_none, exact_name, run_each
 from preceptor_gateway.domains.prompts import DomainPrompt
 from preceptor_gateway.domains.service import DomainService, Target
 from preceptor_gateway.engine.client import EngineLostAdapter
@@ -98,7 +99,8 @@ class McqService:
         self._count(first, len(items))
         safety = self._safety(first, items)
         order = _passages_together(items)
-        jobs = [partial(self._score_one, served, items[index], request.debias) for index in order]
+        exact = exact_name(first.target)
+        jobs = [partial(self._score_one, exact, items[index], request.debias) for index in order]
         done = dict(zip(order, await run_each(jobs, self._width(first.scoring, request)), strict=True))
         results = tuple(
             result_of(index, asked, one, first.scoring, request.abstain_below, safety[index])
@@ -124,7 +126,7 @@ class McqService:
             PreceptorError: While iterating: the adapter is gone, or the engine fails.
         """
         item, options = request.items[0].item, request.items[0].options
-        asked = self._resolve(answer.served, item)
+        asked = self._resolve(f"{answer.domain}:{answer.adapter or RAW_BASE}", item)
         labels = tuple(option.label for option in options)
         (result,) = answer.results
         assert isinstance(result, McqResult)  # where the only item fails, the request does
