@@ -11,6 +11,20 @@ from preceptor_contracts.manifest import Manifest
 from preceptor_contracts.records import QUESTIONS, RECORDS
 from preceptor_contracts.report import Report
 from preceptor_contracts.wire import McqAnswer, McqRequest, ProblemBody
+from preceptor_contracts.wire_generate import (
+    GenerateBatchAnswer,
+    GenerateBatchRequest,
+    GenerateFailure,
+    GenerateResult,
+)
+from preceptor_contracts.wire_mcq import (
+    McqAsked,
+    McqFailure,
+    McqListAnswer,
+    McqListRequest,
+    McqResult,
+    OptionDetail,
+)
 from preceptor_engine.settings import EngineSettings
 from preceptor_gateway.app import create_app
 from preceptor_gateway.client_fields import REFUSED
@@ -30,7 +44,17 @@ from tests.house.tree import ROOT, shown
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 OUTLINE = ["What it is", "How to do it", "The format", "What goes wrong", "Why it is so"]
-NOUNS = ["adapters", "configuration", "domains", "gateway", "operations", "runs-and-reports"]
+NOUNS = [
+    "adapters",
+    "configuration",
+    "domains",
+    "gateway",
+    "keys",
+    "monitoring",
+    "multiple-choice",
+    "operations",
+    "runs-and-reports",
+]
 # Read by set-up before anything is installed, so it is in no settings class.
 SETUP_ONLY = {"TORCH_INDEX"}
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=shown)
@@ -85,6 +109,7 @@ def test_a_command_exists(page: Path) -> None:
         "make": set(make_targets()),
         "preceptor-trainer": {command.callback.__name__ for command in app.registered_commands if command.callback},
         "preceptor-engine": {"serve", "materialise", "show"},
+        "preceptor-gateway": {"keys"},
     }
     for program, commands in known.items():
         pattern = rf"(?:^|[`\s;&/]){program} ([a-z][a-z0-9-]*)"
@@ -154,10 +179,20 @@ def test_the_gateway_page_names_every_error_code() -> None:
     assert [code for code in sorted(codes) if f"`{code}`" not in text] == []
 
 
-def test_the_gateway_page_names_refused_fields_and_series() -> None:
+def test_the_gateway_page_names_refused_fields() -> None:
     text = (DOCS / "gateway.md").read_text()
-    series = {family.name + ("_total" if family.type == "counter" else "") for family in Metrics().registry.collect()}
-    assert [name for name in [*REFUSED, *sorted(series)] if f"`{name}`" not in text] == []
+    assert [name for name in REFUSED if f"`{name}`" not in text] == []
+
+
+def test_the_monitoring_page_names_every_series_and_alert_and_no_other() -> None:
+    metrics = Metrics()
+    metrics.watch_aliases(dict)
+    families = list(metrics.registry.collect())
+    series = {family.name + ("_total" if family.type == "counter" else "") for family in families}
+    said = in_first_cells(DOCS / "monitoring.md")
+    assert {name for name in said if name.startswith("preceptor_")} == series
+    rules = yaml.safe_load((ROOT / "services/monitoring/alerts.yml").read_text())["groups"][0]["rules"]
+    assert {name for name in said if name.startswith("Preceptor")} == {rule["alert"] for rule in rules}
 
 
 @pytest.mark.parametrize(
@@ -169,8 +204,18 @@ def test_the_gateway_page_names_refused_fields_and_series() -> None:
         ("runs-and-reports", Recipe),
         ("runs-and-reports", Report),
         ("adapters", Manifest),
-        ("gateway", McqRequest),
-        ("gateway", McqAnswer),
+        ("gateway", GenerateBatchRequest),
+        ("gateway", GenerateBatchAnswer),
+        ("gateway", GenerateResult),
+        ("gateway", GenerateFailure),
+        ("multiple-choice", McqRequest),
+        ("multiple-choice", McqAnswer),
+        ("multiple-choice", McqListRequest),
+        ("multiple-choice", McqAsked),
+        ("multiple-choice", McqListAnswer),
+        ("multiple-choice", McqResult),
+        ("multiple-choice", McqFailure),
+        ("multiple-choice", OptionDetail),
     ],
 )
 def test_a_page_names_every_field(name: str, kind: type[Frozen]) -> None:
@@ -193,7 +238,13 @@ def test_example_files_are_valid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("runs-and-reports", Report), ("adapters", AliasFile), ("gateway", ProblemBody)]
+    ("name", "kind"),
+    [
+        ("runs-and-reports", Report),
+        ("adapters", AliasFile),
+        ("gateway", ProblemBody),
+        ("multiple-choice", McqListAnswer),
+    ],
 )
 def test_an_example_answer_is_valid(name: str, kind: type[Frozen]) -> None:
     (block,) = blocks(DOCS / f"{name}.md", "json")

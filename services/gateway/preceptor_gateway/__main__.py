@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 
 import orjson
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from preceptor_gateway.app import create_app
 from preceptor_gateway.keys.database import prepare
 from preceptor_gateway.settings import GatewaySettings
+from preceptor_gateway.telemetry.logs import add_request
 
 
 def main() -> int:
@@ -34,6 +36,8 @@ def main() -> int:
     except PreceptorError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    # uvicorn drains on SIGTERM, then raises it again; without a handler of ours that would end the process by signal.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     # The edge writes the access line, with the request id, and asks for nothing that a proxy's headers say.
     uvicorn.run(
         app,
@@ -50,13 +54,13 @@ def main() -> int:
 def _log_as_json(level: str) -> None:
     structlog.configure(
         processors=[
+            add_request,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(orjson.dumps),
         ],
         logger_factory=structlog.BytesLoggerFactory(),
-        cache_logger_on_first_use=True,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import uuid
 from collections.abc import Mapping
 
@@ -16,6 +15,8 @@ from preceptor_gateway.hot import HotRoute
 from preceptor_gateway.metrics import Metrics
 from preceptor_gateway.privacy import log_fields, traceback_of
 from preceptor_gateway.problems import BadRequest, BodyTooLarge, GatewayError, response_of
+from preceptor_gateway.telemetry.cells import NONE
+from preceptor_gateway.telemetry.meter import RequestMeter
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 log = structlog.get_logger("gateway")
@@ -50,7 +51,6 @@ class Edge:
         id_header = (b"x-request-id", request_id.encode())
         scope["request_id"] = request_id
         status = 0
-        started = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -59,31 +59,25 @@ class Edge:
                 message["headers"] = [*message["headers"], id_header, *scope.get("limit_headers", ())]
             await send(message)
 
-        self._metrics.in_flight.inc()
+        meter = scope["meter"] = self._metrics.begin(scope, request_id)
         try:
             self._check_size(length)
             await self._route(scope, self._limited(receive), send_with_id)
         except PreceptorError as error:
-            if status:
-                raise
-            await response_of(error, request_id)(scope, receive, send_with_id)
+            scope["error_code"] = error.code
+            # Where the status is sent, returning ends the connection. Raising would have the server log the words.
+            if not status:
+                await response_of(error, request_id)(scope, receive, send_with_id)
         except Exception as error:
             # Last resort at the edge: the client gets the one shape, the log gets the traceback.
+            scope["error_code"] = "internal_error"
             fields = log_fields(scope)
             fields["exception"] = traceback_of(error, "prompt" in scope)
-            log.error("unexpected", request_id=request_id, **fields)
-            if status:
-                raise
-            oops = GatewayError(
-                "The gateway failed in a way that it did not expect.",
-                code="internal_error",
-                hint=f"Look for request_id {request_id!r} in the gateway's log.",
-            )
-            oops.status = 500
-            await response_of(oops, request_id)(scope, receive, send_with_id)
+            log.error("unexpected", **fields)
+            if not status:
+                await response_of(_oops(request_id), request_id)(scope, receive, send_with_id)
         finally:
-            self._metrics.in_flight.dec()
-            self._record(scope, request_id, status, time.perf_counter() - started)
+            self._record(scope, meter, status)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         hot = self._hot.get(scope["path"])
@@ -112,22 +106,29 @@ class Edge:
 
         return limited
 
-    def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "(none)")
+    def _record(self, scope: Scope, meter: RequestMeter, status: int) -> None:
         if "client_left" in scope:
             status = 499
-        self._metrics.requests.labels(route, str(status)).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
+        meter.done(status, scope.get("error_code", ""), getattr(scope.get("route"), "path", NONE))
         # No bodies, no headers: prompts are people's questions, headers hold keys.
         log.info(
             "request",
-            request_id=request_id,
             method=scope["method"],
             status=status,
-            ms=round(seconds * 1000, 1),
+            ms=round(meter.seconds * 1000, 1),
             served=scope.get("served"),
             **log_fields(scope),
         )
+
+
+def _oops(request_id: str) -> GatewayError:
+    oops = GatewayError(
+        "The gateway failed in a way that it did not expect.",
+        code="internal_error",
+        hint=f"Look for request_id {request_id!r} in the gateway's log.",
+    )
+    oops.status = 500
+    return oops
 
 
 def _bad_method(scope: Scope) -> GatewayError:

@@ -21,6 +21,7 @@ from preceptor_gateway.problems import ClientLeft
 from preceptor_gateway.relay import (
     JSON,
     SSE,
+    Answer,
     EngineCall,
     banner_answer,
     banner_chunk,
@@ -29,6 +30,7 @@ from preceptor_gateway.relay import (
     with_banner,
 )
 from preceptor_gateway.services import Services
+from preceptor_gateway.telemetry.meter import RequestMeter
 
 Prepare = Callable[[Services, dict[str, Any]], EngineCall]
 
@@ -46,18 +48,21 @@ class HotRoute:
         scope["route"] = self
         caller = authorize(services.keys.ring, scope)
         raw = await _body(receive)
+        meter: RequestMeter = scope["meter"]
+        meter.read()
         note_prompt(scope, raw, services.settings.log_prompts)
         call = self._prepare(services, parse_body(raw))
         scope["served"] = call.target.served
+        meter.about(call.route, call.target.domain.name if call.target.domain else None, call.target.adapter)
         check_context(call.target.engine.context_tokens, call.max_tokens or None, call.prompt_chars)
-        admission = await services.limiter.admit(
-            caller, 0 if caller.unlimited else estimate_tokens(call.prompt_chars, call.max_tokens or ANSWER_TOKENS)
-        )
+        admission = await services.limiter.admit(caller, 0 if caller.unlimited else _estimate(call))
         scope["limit_headers"] = admission.headers
+        # Until an engine has taken it.
+        scope["tokens_used"] = 0
         try:
             await self._relay(services, call, scope, receive, send)
         finally:
-            await admission.done(scope.get("tokens_used"))
+            await admission.done(scope["tokens_used"])
 
     async def _relay(self, services: Services, call: EngineCall, scope: Scope, receive: Receive, send: Send) -> None:
         if call.silenced:
@@ -74,37 +79,45 @@ class HotRoute:
                 scope["client_left"] = True
 
 
+def _estimate(call: EngineCall) -> int:
+    return estimate_tokens(call.prompt_chars, (call.max_tokens or ANSWER_TOKENS) * call.choices)
+
+
 async def _answer(services: Services, call: EngineCall, scope: Scope, send: Send, leaving: _Leaving) -> None:
-    reply = await services.relay.start(call)
+    answer = await services.relay.start(call)
+    code = "interrupted"
     try:
         if call.stream:
-            await send(_head(call, reply.content_type))
+            await send(_head(call, answer.content_type))
             leaving.answering = True
-            await _stream(call, reply.chunk, scope, send)
+            code = await _stream(call, answer, scope, send)
         else:
-            body = with_banner(call, await reply.read())
+            body = with_banner(call, await answer.read())
             leaving.answering = True
-            await _send_whole(send, call, body, reply.content_type)
+            await _send_whole(send, call, body, answer.content_type)
+            code = ""
     finally:
-        reply.close()
+        answer.close(code)
+        scope["tokens_used"] = answer.tokens(call.prompt_chars)
 
 
-async def _stream(call: EngineCall, chunk: Callable[[], Any], scope: Scope, send: Send) -> None:
-    data = b"\n"
+async def _stream(call: EngineCall, answer: Answer, scope: Scope, send: Send) -> str:
+    """Passes a stream on; returns the code of the error that it ended in, if any."""
+    data, code, last = b"\n", "", b""
     if call.rules:
         await send({"type": "http.response.body", "body": banner_chunk(call), "more_body": True})
     try:
         while True:
-            piece = await chunk()
+            piece = await answer.chunk()
             if not piece:
                 break
             data = piece
             await send({"type": "http.response.body", "body": data, "more_body": True})
-        last = b""
     except PreceptorError as error:
-        scope["stream_error"] = error
+        code = error.code
         last = error_event(error, scope["request_id"], data)
     await send({"type": "http.response.body", "body": last, "more_body": False})
+    return code
 
 
 async def _body(receive: Receive) -> bytes:

@@ -15,6 +15,7 @@ from preceptor_gateway.problems import BadRequest
 from preceptor_gateway.relay import EngineCall
 
 Json = dict[str, Any]
+ROUTE = "/v1/chat/completions"
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles that a client may write; `developer` is the newer name of `system`, and joins the domain's prompt like it."""
@@ -69,7 +70,7 @@ class ChatService:
         self._metrics = metrics
         self._max_messages = max_messages
 
-    def prepare(self, body: Json, *, kind: str = "chat") -> EngineCall:
+    def prepare(self, body: Json, *, kind: str = "chat", route: str = ROUTE) -> EngineCall:
         """Turns a client's body into the engine's. Touches memory only.
 
         Raises:
@@ -96,7 +97,8 @@ class ChatService:
         raw = encode(body)
         return EngineCall(
             target=target,
-            path="/v1/chat/completions",
+            path=ROUTE,
+            route=route,
             body=raw,
             stream=body.get("stream") is True,
             prompt_chars=characters_of(body["messages"]),
