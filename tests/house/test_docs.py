@@ -13,7 +13,7 @@ from preceptor_contracts.report import Report
 from preceptor_contracts.wire import McqAnswer, McqRequest, ProblemBody
 from preceptor_engine.settings import EngineSettings
 from preceptor_gateway.app import create_app
-from preceptor_gateway.chat.service import REFUSED
+from preceptor_gateway.client_fields import REFUSED
 from preceptor_gateway.metrics import Metrics
 from preceptor_gateway.settings import GatewaySettings
 from preceptor_gateway.store import AliasFile

@@ -85,6 +85,8 @@ class SafetyRule(Frozen):
     message: Text
     patterns: Annotated[tuple[Text, ...], Field(min_length=1)]
     """Regular expressions, matched anywhere, ignoring case."""
+    instead: bool = False
+    """The message is the whole answer: nothing is generated that could speak against it."""
 
     @field_validator("patterns")
     @classmethod

@@ -17,6 +17,8 @@ from preceptor_gateway.adapters.service import AdapterService
 from preceptor_gateway.auth import Keys
 from preceptor_gateway.chat import endpoints as chat
 from preceptor_gateway.chat.service import ChatService
+from preceptor_gateway.completions import endpoints as completions
+from preceptor_gateway.completions.service import CompletionService
 from preceptor_gateway.domains import endpoints as domains
 from preceptor_gateway.domains.service import DomainService
 from preceptor_gateway.edge import Edge
@@ -27,6 +29,7 @@ from preceptor_gateway.mcq import endpoints as mcq
 from preceptor_gateway.mcq.service import McqService
 from preceptor_gateway.metrics import Metrics
 from preceptor_gateway.problems import install_handlers
+from preceptor_gateway.relay import Relay
 from preceptor_gateway.services import Services
 from preceptor_gateway.settings import GatewaySettings
 from preceptor_gateway.store import AliasStore
@@ -45,7 +48,9 @@ def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain]
         engine=engine,
         adapters=adapter_service,
         domains=domain_service,
-        chat=ChatService(domain_service, adapter_service, metrics),
+        relay=Relay(adapter_service, metrics),
+        chat=ChatService(domain_service, metrics, max_messages=256),
+        completions=CompletionService(domain_service),
         mcq=McqService(domain_service, adapter_service, metrics),
     )
 
@@ -75,6 +80,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             await services.engine.close()
 
     app = FastAPI(title="Preceptor gateway", version="0.1.0", lifespan=lifespan)
+    # First in the router, for they are asked most.
+    app.router.routes[:0] = [*chat.hot_routes, *completions.hot_routes]
     for feature in (chat, mcq, generate, adapters, domains, health):
         app.include_router(feature.router)
     install_handlers(app)

@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from preceptor_gateway.adapters.service import AdapterService
     from preceptor_gateway.auth import Keys
     from preceptor_gateway.chat.service import ChatService
+    from preceptor_gateway.completions.service import CompletionService
     from preceptor_gateway.domains.service import DomainService
     from preceptor_gateway.engine import EngineClient
     from preceptor_gateway.mcq.service import McqService
     from preceptor_gateway.metrics import Metrics
+    from preceptor_gateway.relay import Relay
     from preceptor_gateway.settings import GatewaySettings
 
 
@@ -28,7 +30,9 @@ class Services:
     engine: EngineClient
     adapters: AdapterService
     domains: DomainService
+    relay: Relay
     chat: ChatService
+    completions: CompletionService
     mcq: McqService
 
 

@@ -20,9 +20,9 @@ router = APIRouter(tags=["seeds"], dependencies=[USE])
 async def generate(body: GenerateRequest, request: Request, services: ServicesDep) -> StreamingResponse:
     """Answers one prompt as `data: {"text": ...}` events, then `data: [DONE]`."""
     served = services.domains.served_name(domain=body.domain, served=body.model)
-    chat = services.chat.prepare(chat_body(body, served), kind="generate")
+    call = services.chat.prepare(chat_body(body, served), kind="generate")
     request.scope["served"] = served
-    stack = AsyncExitStack()
-    reply = await services.chat.open(chat, stack)
-    pieces = services.chat.pieces(chat, reply, stack, request_id_of(request))
-    return StreamingResponse(retell(pieces), headers=chat.headers, media_type="text/event-stream")
+    pieces = await services.relay.open(call, AsyncExitStack())
+    headers = {name.decode(): value.decode() for name, value in call.headers}
+    told = retell(pieces, request_id_of(request))
+    return StreamingResponse(told, headers=headers, media_type="text/event-stream")

@@ -6,7 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
+from preceptor_contracts.errors import PreceptorError
 from preceptor_contracts.wire import GenerateRequest
+
+from preceptor_gateway.relay import error_event
 
 
 def chat_body(request: GenerateRequest, served: str) -> dict[str, Any]:
@@ -26,8 +29,16 @@ def _event(value: dict[str, Any]) -> bytes:
     return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
-async def retell(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def retell(chunks: AsyncIterator[bytes], request_id: str) -> AsyncIterator[bytes]:
     """Turns OpenAI chunks into `data: {"text": ...}` events, ends with `data: [DONE]`; errors pass as they are."""
+    try:
+        async for piece in _texts(chunks):
+            yield piece
+    except PreceptorError as error:
+        yield error_event(error, request_id, b"\n")
+
+
+async def _texts(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     rest = b""
     async for chunk in chunks:
         rest += chunk

@@ -1,0 +1,1 @@
+"""OpenAI-compatible plain completions: a raw prompt, or token ids, with no domain prompt added."""

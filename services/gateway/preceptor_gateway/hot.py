@@ -1,0 +1,147 @@
+"""The hot path: OpenAI's completion routes as plain ASGI, without a router's dependencies or response objects.
+
+A body is parsed once, no database is touched, and the engine's bytes pass through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from preceptor_contracts.errors import PreceptorError
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from preceptor_gateway.client_fields import parse_body
+from preceptor_gateway.problems import ClientLeft
+from preceptor_gateway.relay import (
+    JSON,
+    SSE,
+    EngineCall,
+    banner_answer,
+    banner_chunk,
+    banner_stream,
+    error_event,
+    with_banner,
+)
+from preceptor_gateway.services import Services
+
+Prepare = Callable[[Services, dict[str, Any]], EngineCall]
+
+
+class HotRoute:
+    """One POST route; `prepare` turns a client's body into the engine's, on memory only."""
+
+    def __init__(self, path: str, prepare: Prepare) -> None:
+        self.path = path
+        self._prepare = prepare
+
+    def route(self) -> Route:
+        """What the router takes."""
+        return Route(self.path, self, methods=["POST"])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        services: Services = scope["app"].state.services
+        scope["route"] = self
+        services.keys.require_use(scope)
+        call = self._prepare(services, parse_body(await _body(receive)))
+        scope["served"] = call.target.served
+        if call.silenced:
+            body, kind = (banner_stream(call), SSE) if call.stream else (banner_answer(call), JSON)
+            await _send_whole(send, call, body, kind)
+            return
+        with _Leaving(receive) as leaving:
+            try:
+                await _answer(services, call, scope, send, leaving)
+            except asyncio.CancelledError:
+                leaving.explain()
+                if not leaving.answering:
+                    raise ClientLeft("The client hung up before its answer was there.") from None
+                scope["client_left"] = True
+
+
+async def _answer(services: Services, call: EngineCall, scope: Scope, send: Send, leaving: _Leaving) -> None:
+    reply = await services.relay.start(call)
+    try:
+        if call.stream:
+            await send(_head(call, reply.content_type))
+            leaving.answering = True
+            await _stream(call, reply.chunk, scope, send)
+        else:
+            body = with_banner(call, await reply.read())
+            leaving.answering = True
+            await _send_whole(send, call, body, reply.content_type)
+    finally:
+        reply.close()
+
+
+async def _stream(call: EngineCall, chunk: Callable[[], Any], scope: Scope, send: Send) -> None:
+    data = b"\n"
+    if call.rules:
+        await send({"type": "http.response.body", "body": banner_chunk(call), "more_body": True})
+    try:
+        while True:
+            piece = await chunk()
+            if not piece:
+                break
+            data = piece
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        last = b""
+    except PreceptorError as error:
+        scope["stream_error"] = error
+        last = error_event(error, scope["request_id"], data)
+    await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+async def _body(receive: Receive) -> bytes:
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    while message.get("more_body"):
+        message = await receive()
+        body += message.get("body", b"")
+    if message["type"] == "http.disconnect":
+        raise ClientLeft("The client hung up before its request was whole.")
+    return body
+
+
+def _head(call: EngineCall, content_type: bytes, length: int | None = None) -> Message:
+    headers = [(b"content-type", content_type), *call.headers]
+    if length is not None:
+        headers.append((b"content-length", b"%d" % length))
+    return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+async def _send_whole(send: Send, call: EngineCall, body: bytes, content_type: bytes) -> None:
+    await send(_head(call, content_type, len(body)))
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class _Leaving:
+    """Cancels the task that answers when its client hangs up, which ends the engine's work too."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.answering = False
+        """The status has been sent."""
+
+    def __enter__(self) -> _Leaving:
+        task = asyncio.current_task()
+        assert task is not None  # a coroutine runs in a task
+        self._task = task
+        self._watch = asyncio.ensure_future(self._gone())
+        return self
+
+    async def _gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._task.cancel()
+
+    def explain(self) -> None:
+        """Takes the cancellation back where it was ours; raises it again where somebody else wants the task ended."""
+        if not self._watch.done() or self._task.uncancel():
+            raise asyncio.CancelledError
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.cancel()

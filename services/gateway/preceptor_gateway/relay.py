@@ -1,0 +1,164 @@
+"""A prepared request goes to an engine, and its answer comes back with its bytes untouched."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import orjson
+from preceptor_contracts.domains import SafetyRule
+from preceptor_contracts.errors import PreceptorError
+
+from preceptor_gateway.adapters.service import AdapterService
+from preceptor_gateway.domains.service import Target
+from preceptor_gateway.engine import EngineReply
+from preceptor_gateway.engine.client import EngineLostAdapter
+from preceptor_gateway.metrics import Metrics
+from preceptor_gateway.problems import body_of
+
+SSE = b"text/event-stream; charset=utf-8"
+JSON = b"application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCall:
+    """A request that is ready for an engine."""
+
+    target: Target
+    path: str
+    body: bytes
+    stream: bool
+    prompt_chars: int = 0
+    """Length of the prompt, in characters; the domain's own text counts."""
+    max_tokens: int = 0
+    """Longest answer asked for, in tokens; 0 where nobody said."""
+    choices: int = 1
+    """How many answers the client asked for."""
+    rules: tuple[SafetyRule, ...] = ()
+    """Safety rules that the question set off."""
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Response headers that tell every client what answered and what was set off."""
+        headers = [(b"x-preceptor-served", self.target.served.encode())]
+        if self.target.adapter:
+            headers.append((b"x-preceptor-adapter", self.target.adapter.encode()))
+        if self.rules:
+            headers.append((b"x-preceptor-safety", quote(self.banner.strip()).encode()))
+        return headers
+
+    @property
+    def banner(self) -> str:
+        """What must be read before the answer; empty where no rule was set off."""
+        return "".join(f"{rule.message}\n\n" for rule in self.rules)
+
+    @property
+    def silenced(self) -> bool:
+        """True where a rule's message is the whole answer, so that no engine is asked."""
+        return any(rule.instead for rule in self.rules)
+
+
+class Relay:
+    """Starts calls and carries answers."""
+
+    def __init__(self, adapters: AdapterService, metrics: Metrics) -> None:
+        self._adapters = adapters
+        self._metrics = metrics
+
+    async def start(self, call: EngineCall) -> EngineReply:
+        """Sends the request; returns when the engine's head is there. `close` the reply.
+
+        Raises:
+            GatewayError: No engine answers it.
+        """
+        started = time.perf_counter()
+        try:
+            reply = await call.target.engine.start(call.path, call.body)
+        except EngineLostAdapter:
+            if call.target.adapter:
+                self._adapters.lost(call.target.adapter)
+            raise
+        domain = call.target.domain.name if call.target.domain else "base"
+        self._metrics.first_byte.labels(domain, call.target.adapter or "base").observe(time.perf_counter() - started)
+        return reply
+
+    async def whole(self, call: EngineCall) -> bytes:
+        """The complete answer, the engine's bytes unless a safety message must come first."""
+        if call.silenced:
+            return banner_answer(call)
+        reply = await self.start(call)
+        try:
+            raw = await reply.read()
+        finally:
+            reply.close()
+        return with_banner(call, raw)
+
+    async def open(self, call: EngineCall, stack: AsyncExitStack) -> AsyncIterator[bytes]:
+        """Starts a streamed call; returns its pieces. Closing the stack early ends the engine's work."""
+        if call.silenced:
+            return _once(banner_stream(call))
+        reply = await self.start(call)
+        stack.callback(reply.close)
+        return self._pieces(call, reply, stack)
+
+    async def _pieces(self, call: EngineCall, reply: EngineReply, stack: AsyncExitStack) -> AsyncIterator[bytes]:
+        async with stack:
+            if call.rules:
+                yield banner_chunk(call)
+            while data := await reply.chunk():
+                yield data
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+def with_banner(call: EngineCall, raw: bytes) -> bytes:
+    """An engine's whole answer with the safety messages before its text."""
+    if not call.rules:
+        return raw
+    answer = orjson.loads(raw)
+    for choice in answer["choices"]:
+        choice["message"]["content"] = call.banner + (choice["message"].get("content") or "")
+    return orjson.dumps(answer)
+
+
+def _shell(call: EngineCall, kind: str) -> dict[str, object]:
+    return {"id": "chatcmpl-safety", "object": kind, "created": int(time.time()), "model": call.target.engine_name}
+
+
+def banner_chunk(call: EngineCall, finish: str | None = None) -> bytes:
+    """The safety messages as a stream's first event."""
+    delta = {"role": "assistant", "content": call.banner}
+    choices = [{"index": index, "delta": delta, "finish_reason": finish} for index in range(call.choices)]
+    return b"data: " + orjson.dumps({**_shell(call, "chat.completion.chunk"), "choices": choices}) + b"\n\n"
+
+
+def banner_stream(call: EngineCall) -> bytes:
+    """The safety messages as a whole stream."""
+    return banner_chunk(call, "stop") + b"data: [DONE]\n\n"
+
+
+def banner_answer(call: EngineCall) -> bytes:
+    """The safety messages as a whole answer."""
+    message = {"role": "assistant", "content": call.banner.strip()}
+    choices = [
+        {"index": index, "message": message, "logprobs": None, "finish_reason": "stop"} for index in range(call.choices)
+    ]
+    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    return orjson.dumps({**_shell(call, "chat.completion"), "choices": choices, "usage": usage})
+
+
+def error_event(error: PreceptorError, request_id: str, before: bytes) -> bytes:
+    """An error as a stream's last event: its status is sent already.
+
+    Args:
+        error: What went wrong.
+        request_id: The request's id.
+        before: The piece that was sent last; an event that broke off in it is ended first.
+    """
+    gap = b"" if before.endswith(b"\n") else b"\n\n"
+    return gap + b"data: " + orjson.dumps(body_of(error, request_id).model_dump()) + b"\n\n"
