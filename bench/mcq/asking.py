@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import httpx
@@ -109,9 +109,7 @@ async def generate(client: httpx.AsyncClient, domain: Domain, item: Item) -> Gen
     answer = await _post(client, "/v1/chat/completions", body)
     seconds = time.perf_counter() - began
     text = answer["choices"][0]["message"]["content"] or ""
-    return Generated(
-        item.id, text, first_letter(text, item.mcq.labels), answer["usage"]["completion_tokens"], seconds
-    )
+    return Generated(item.id, text, first_letter(text, item.mcq.labels), answer["usage"]["completion_tokens"], seconds)
 
 
 def first_letter(text: str, labels: Sequence[str]) -> int | None:
@@ -131,7 +129,7 @@ async def in_flight(limit: int, jobs: Sequence[Callable[[], Awaitable[T]]]) -> l
     return list(await asyncio.gather(*(run(job) for job in jobs)))
 
 
-async def _post(client: httpx.AsyncClient, path: str, body: dict[str, object]) -> dict[str, Any]:
+async def _post(client: httpx.AsyncClient, path: str, body: Mapping[str, object]) -> dict[str, Any]:
     answer = await client.post(path, json=body)
     if answer.is_error:
         raise RuntimeError(f"{path} answered {answer.status_code}: {answer.text[:500]}")

@@ -19,7 +19,7 @@ import yaml
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 
 
-class Timed(LocalCompletionsAPI):
+class Timed(LocalCompletionsAPI):  # type: ignore[misc]  # lm_eval lives in the other environment
     """`local-completions`, unchanged but for a clock."""
 
     seconds = 0.0
@@ -79,9 +79,9 @@ def main() -> None:
         max_retries=1,
     )
     version = {"lm_eval": lm_eval.__version__}
-    print(json.dumps(version), file=answers, flush=True)  # noqa: T201
+    print(json.dumps(version), file=answers, flush=True)
     for number, line in enumerate(sys.stdin):
-        print(json.dumps(evaluate(lm, json.loads(line), number)), file=answers, flush=True)  # noqa: T201
+        print(json.dumps(evaluate(lm, json.loads(line), number)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

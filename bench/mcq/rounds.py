@@ -56,7 +56,7 @@ def copies(rounds: int) -> tuple[Copy, ...]:
     """
     wanted = []
     for number in range(rounds + 1):
-        for name in ("letters", "generation", "cold", "warm"):
+        for name in ("letters", "generation", "letters-alone", "generation-alone", "cold", "warm"):
             wanted.append((f"{name}-{number}", Scoring.LETTERS))
         wanted.append((f"options-{number}", Scoring.OPTIONS))
     return tuple(Copy(name, scoring, 1000 + index) for index, (name, scoring) in enumerate(wanted))
@@ -74,14 +74,16 @@ class Rounds:
         """Runs one round; number 0 is the warm-up."""
         letters, options = self._domain("letters", number), self._domain("options", number)
         ours, by_letter = await self._ours(number, Side.LETTERS, letters, items, PROMPTS_IN_FLIGHT)
-        free, texts = await self._generation(number, items)
+        free, texts = await self._generation(number, Side.GENERATION, items, PROMPTS_IN_FLIGHT)
         theirs, reference = self._lm_eval(number, Side.LM_EVAL_LETTERS, letters, items)
         scored, by_option = await self._ours(
             number, Side.OPTIONS, options, items, PROMPTS_IN_FLIGHT // OPTIONS_A_QUESTION
         )
         theirs_too, sums = self._lm_eval(number, Side.LM_EVAL_OPTIONS, options, items)
+        alone, _ = await self._ours(number, Side.LETTERS_ALONE, self._domain("letters-alone", number), items, 1)
+        free_alone, _ = await self._generation(number, Side.GENERATION_ALONE, items, 1)
         return Round(
-            measured=(ours, free, theirs, scored, theirs_too),
+            measured=(ours, free, theirs, scored, theirs_too, alone, free_alone),
             pairs=await self._pairs(number, passages),
             compared=tuple(
                 compare(one.id, item.mcq.options, one.scores, sums.logprobs[one.id])
@@ -100,12 +102,14 @@ class Rounds:
         answers = await in_flight(limit, jobs)
         return self._measured(number, side, began, before, items, [one.chosen for one in answers]), answers
 
-    async def _generation(self, number: int, items: Sequence[Item]) -> tuple[Measured, list[Generated]]:
-        domain = self._domain("generation", number)
+    async def _generation(
+        self, number: int, side: Side, items: Sequence[Item], limit: int
+    ) -> tuple[Measured, list[Generated]]:
+        domain = self._domain("generation" if side is Side.GENERATION else "generation-alone", number)
         jobs = [functools.partial(generate, self._client, domain, item) for item in items]
         before, began = self._count(), time.perf_counter()
-        texts = await in_flight(PROMPTS_IN_FLIGHT, jobs)
-        return self._measured(number, Side.GENERATION, began, before, items, [one.chosen for one in texts]), texts
+        texts = await in_flight(limit, jobs)
+        return self._measured(number, side, began, before, items, [one.chosen for one in texts]), texts
 
     def _lm_eval(self, number: int, side: Side, domain: Domain, items: Sequence[Item]) -> tuple[Measured, Evaluated]:
         before, began = self._count(), time.perf_counter()

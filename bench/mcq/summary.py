@@ -16,6 +16,8 @@ class Side(StrEnum):
     LM_EVAL_LETTERS = "lm-eval letters"
     OPTIONS = "options"
     LM_EVAL_OPTIONS = "lm-eval options"
+    LETTERS_ALONE = "letters, one at a time"
+    GENERATION_ALONE = "generation, one at a time"
 
 
 class Measured(NamedTuple):
