@@ -140,7 +140,7 @@ def test_configuration_says_who_reads_a_setting() -> None:
 
 def test_the_gateway_page_names_every_route_and_no_other() -> None:
     keys = {"api_key": SecretStr("a-key"), "admin_key": SecretStr("another-key")}
-    paths = create_app(GatewaySettings.model_validate(keys)).openapi()["paths"]
+    paths = create_app(GatewaySettings.model_validate(keys)).api.openapi()["paths"]
     served = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
     said = {name for name in in_first_cells(DOCS / "gateway.md") if re.match(r"[A-Z]+ /", name)}
     assert said == served

@@ -1,10 +1,11 @@
-"""`python -m preceptor_gateway`: serves until SIGTERM."""
+"""`python -m preceptor_gateway`: serves until SIGTERM; with a command, does that."""
 
 from __future__ import annotations
 
 import logging
 import sys
 
+import orjson
 import structlog
 import uvicorn
 from preceptor_contracts.errors import PreceptorError
@@ -12,14 +13,21 @@ from preceptor_contracts.frozen import describe
 from pydantic import ValidationError
 
 from preceptor_gateway.app import create_app
+from preceptor_gateway.keys.database import prepare
 from preceptor_gateway.settings import GatewaySettings
+from preceptor_gateway.telemetry.logs import add_request
 
 
 def main() -> int:
     """Serves; returns 2 with a sentence where the settings do not allow it."""
+    if sys.argv[1:]:
+        from preceptor_gateway.keys.cli import run
+
+        return run(sys.argv[1:])
     try:
         settings = GatewaySettings()
         _log_as_json(settings.log_level)
+        prepare(settings.database_url.get_secret_value())
         app = create_app(settings)
     except ValidationError as error:
         sys.stderr.write(f"A setting is wrong: {describe(error)}. Mend it in .env or the environment.\n")
@@ -27,19 +35,29 @@ def main() -> int:
     except PreceptorError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    # The edge writes the access line, with the request id.
-    uvicorn.run(app, host=settings.host, port=settings.port, access_log=False, timeout_graceful_shutdown=20)
+    # The edge writes the access line, with the request id, and asks for nothing that a proxy's headers say.
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=20,
+    )
     return 0
 
 
 def _log_as_json(level: str) -> None:
     structlog.configure(
         processors=[
+            add_request,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(orjson.dumps),
         ],
+        logger_factory=structlog.BytesLoggerFactory(),
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
     )
 

@@ -14,7 +14,6 @@ from preceptor_gateway.adapters import endpoints as adapters
 from preceptor_gateway.adapters.reconciler import reconcile_forever
 from preceptor_gateway.adapters.registry import Registry
 from preceptor_gateway.adapters.service import AdapterService
-from preceptor_gateway.auth import Keys
 from preceptor_gateway.chat import endpoints as chat
 from preceptor_gateway.chat.service import ChatService
 from preceptor_gateway.completions import endpoints as completions
@@ -25,14 +24,24 @@ from preceptor_gateway.edge import Edge
 from preceptor_gateway.engine import EngineClient
 from preceptor_gateway.generate import endpoints as generate
 from preceptor_gateway.health import endpoints as health
+from preceptor_gateway.keys import endpoints as keys
+from preceptor_gateway.keys.callers import Limits
+from preceptor_gateway.keys.database import Database
+from preceptor_gateway.keys.ring import KeyRing
+from preceptor_gateway.keys.service import KeyService
+from preceptor_gateway.limits.counters import open_counters
+from preceptor_gateway.limits.limiter import Limiter
 from preceptor_gateway.mcq import endpoints as mcq
 from preceptor_gateway.mcq.service import McqService
 from preceptor_gateway.metrics import Metrics
+from preceptor_gateway.openapi import document
 from preceptor_gateway.problems import install_handlers
 from preceptor_gateway.relay import Relay
 from preceptor_gateway.services import Services
 from preceptor_gateway.settings import GatewaySettings
 from preceptor_gateway.store import AliasStore
+from preceptor_gateway.telemetry import langsmith
+from preceptor_gateway.telemetry.switch import start_tracing
 
 
 def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain], store: AliasStore) -> Services:
@@ -43,19 +52,31 @@ def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain]
     domain_service = DomainService(known, adapter_service, engine, settings.default_domain)
     return Services(
         settings=settings,
-        keys=Keys(settings.api_key, settings.admin_key),
+        keys=_keys(settings),
+        limiter=_limiter(settings, metrics),
         metrics=metrics,
         engine=engine,
         adapters=adapter_service,
         domains=domain_service,
-        relay=Relay(adapter_service, metrics),
-        chat=ChatService(domain_service, metrics, max_messages=256),
+        relay=Relay(adapter_service),
+        chat=ChatService(domain_service, metrics, max_messages=settings.max_messages),
         completions=CompletionService(domain_service),
         mcq=McqService(domain_service, adapter_service, metrics),
     )
 
 
-def create_app(settings: GatewaySettings) -> FastAPI:
+def _keys(settings: GatewaySettings) -> KeyService:
+    defaults = Limits(settings.requests_per_minute, settings.tokens_per_minute, settings.concurrent_requests)
+    ring = KeyRing(settings.api_key, settings.admin_key, defaults)
+    return KeyService(Database(settings.database_url.get_secret_value()), ring)
+
+
+def _limiter(settings: GatewaySettings, metrics: Metrics) -> Limiter:
+    counters = open_counters(settings.limits_url.get_secret_value(), metrics.limits_alone.inc)
+    return Limiter(counters, lambda kind: metrics.limited.labels(kind).inc())
+
+
+def create_app(settings: GatewaySettings) -> Edge:
     """Builds the application.
 
     Raises:
@@ -66,27 +87,36 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     metrics = Metrics()
     known = {name: folder.domain for name, folder in load_domains(settings.domains_dir).items()}
     store = AliasStore(settings.data_dir / "aliases.json")
+    metrics.watch_aliases(lambda: {name: store.alias(name).promoted for name in known})
+    langsmith.configure(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        tracing = metrics.tracing = start_tracing(settings)
         services = _build(settings, metrics, known, store)
         app.state.services = services
+        await services.keys.start()
+        key_watch = asyncio.create_task(services.keys.look_forever())
         reconciler = asyncio.create_task(reconcile_forever(services.adapters, settings.reconcile_seconds))
         try:
             yield
         finally:
             reconciler.cancel()
-            await asyncio.gather(reconciler, return_exceptions=True)
+            key_watch.cancel()
+            await asyncio.gather(reconciler, key_watch, return_exceptions=True)
+            await services.keys.close()
+            await services.limiter.close()
             await services.engine.close()
+            if tracing:
+                await tracing.close()
 
     app = FastAPI(title="Preceptor gateway", version="0.1.0", lifespan=lifespan)
-    # First in the router, for they are asked most.
-    app.router.routes[:0] = [*chat.hot_routes, *completions.hot_routes]
-    for feature in (chat, mcq, generate, adapters, domains, health):
+    for feature in (chat, mcq, generate, adapters, domains, keys, health):
         app.include_router(feature.router)
     install_handlers(app)
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]  # the way that FastAPI documents
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(Edge, metrics=metrics, max_body_bytes=settings.max_body_bytes)
-    return app
+    hot = {route.path: route for route in (*chat.hot_routes, *completions.hot_routes)}
+    return Edge(app, hot, metrics=metrics, max_body_bytes=settings.max_body_bytes)

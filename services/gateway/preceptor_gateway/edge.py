@@ -1,59 +1,79 @@
-"""The outermost layer, plain ASGI so that streams pass untouched: request id, body limit, log line, metrics."""
+"""The outermost layer, plain ASGI: request id, body limit, the choice between hot path and API, log line, metrics."""
 
 from __future__ import annotations
 
 import re
-import time
 import uuid
+from collections.abc import Mapping
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi import FastAPI
+from preceptor_contracts.errors import PreceptorError
+from starlette.types import Message, Receive, Scope, Send
 
+from preceptor_gateway.hot import HotRoute
 from preceptor_gateway.metrics import Metrics
-from preceptor_gateway.problems import BodyTooLarge, GatewayError, response_of
+from preceptor_gateway.privacy import log_fields, traceback_of
+from preceptor_gateway.problems import BadRequest, BodyTooLarge, GatewayError, response_of
+from preceptor_gateway.telemetry.cells import NONE
+from preceptor_gateway.telemetry.meter import RequestMeter
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 log = structlog.get_logger("gateway")
 
 
 class Edge:
-    """Wraps the whole application."""
+    """The whole gateway as one ASGI application.
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int) -> None:
-        self._app = app
+    FastAPI's own layers cost ten times what a relayed chat does, so the hot routes go past them; everything else, and
+    the OpenAPI document, is FastAPI's.
+
+    Args:
+        api: Every route but the hot ones.
+        hot: The hot routes by path.
+        metrics: The gateway's series.
+        max_body_bytes: Largest request body.
+    """
+
+    def __init__(self, api: FastAPI, hot: Mapping[str, HotRoute], *, metrics: Metrics, max_body_bytes: int) -> None:
+        self.api = api
+        self._hot = hot
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.api(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        offered = headers.get("x-request-id", "")
+        offered, length = _headers(scope)
         request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
+        id_header = (b"x-request-id", request_id.encode())
         scope["request_id"] = request_id
         status = 0
-        started = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                message["headers"] = [*message["headers"], id_header, *scope.get("limit_headers", ())]
             await send(message)
 
-        self._metrics.in_flight.inc()
+        meter = scope["meter"] = self._metrics.begin(scope, request_id)
         try:
-            self._check_size(int(declared) if (declared := headers.get("content-length", "")).isdigit() else 0)
-            await self._app(scope, self._limited(receive), send_with_id)
-        except BodyTooLarge as error:
-            if not status:
-                await response_of(error, request_id)(scope, receive, send_with_id)
-        except Exception:
+            self._check_size(length)
+            await self._route(scope, self._limited(receive), send_with_id)
+        except PreceptorError as error:
+            scope["error_code"] = error.code
+            if status:
+                raise
+            await response_of(error, request_id)(scope, receive, send_with_id)
+        except Exception as error:
             # Last resort at the edge: the client gets the one shape, the log gets the traceback.
-            log.exception("unexpected", request_id=request_id, path=scope["path"])
+            scope["error_code"] = "internal_error"
+            fields = log_fields(scope)
+            fields["exception"] = traceback_of(error, "prompt" in scope)
+            log.error("unexpected", **fields)
             if status:
                 raise
             oops = GatewayError(
@@ -64,8 +84,17 @@ class Edge:
             oops.status = 500
             await response_of(oops, request_id)(scope, receive, send_with_id)
         finally:
-            self._metrics.in_flight.dec()
-            self._record(scope, request_id, status, time.perf_counter() - started)
+            self._record(scope, meter, status)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hot = self._hot.get(scope["path"])
+        if hot is None:
+            await self.api(scope, receive, send)
+            return
+        if scope["method"] != "POST":
+            raise _bad_method(scope)
+        scope["app"] = self.api
+        await hot(scope, receive, send)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_body_bytes:
@@ -84,17 +113,33 @@ class Edge:
 
         return limited
 
-    def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "(none)")
-        self._metrics.requests.labels(route, str(status)).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
+    def _record(self, scope: Scope, meter: RequestMeter, status: int) -> None:
+        if "client_left" in scope:
+            status = 499
+        meter.done(status, scope.get("error_code", ""), getattr(scope.get("route"), "path", NONE))
         # No bodies, no headers: prompts are people's questions, headers hold keys.
         log.info(
             "request",
-            request_id=request_id,
             method=scope["method"],
-            path=scope["path"],
             status=status,
-            ms=round(seconds * 1000, 1),
+            ms=round(meter.seconds * 1000, 1),
             served=scope.get("served"),
+            **log_fields(scope),
         )
+
+
+def _bad_method(scope: Scope) -> GatewayError:
+    wrong = BadRequest(f"{scope['method']} {scope['path']!r}: Method Not Allowed.", code="bad_method", hint="POST it.")
+    wrong.status = 405
+    return wrong
+
+
+def _headers(scope: Scope) -> tuple[str, int]:
+    """The request id that a client offers, and the length that it declares."""
+    offered, length = "", 0
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            offered = value.decode("latin-1")
+        elif name == b"content-length" and value.isdigit():
+            length = int(value)
+    return offered, length

@@ -10,14 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 from preceptor_contracts.errors import PreceptorError
-from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from preceptor_gateway.auth import authorize
 from preceptor_gateway.client_fields import parse_body
+from preceptor_gateway.limits.context import check_context
+from preceptor_gateway.limits.gate import ANSWER_TOKENS, estimate_tokens
+from preceptor_gateway.privacy import note_prompt
 from preceptor_gateway.problems import ClientLeft
 from preceptor_gateway.relay import (
     JSON,
     SSE,
+    Answer,
     EngineCall,
     banner_answer,
     banner_chunk,
@@ -37,17 +41,26 @@ class HotRoute:
         self.path = path
         self._prepare = prepare
 
-    def route(self) -> Route:
-        """What the router takes."""
-        return Route(self.path, self, methods=["POST"])
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         services: Services = scope["app"].state.services
         scope["route"] = self
-        services.keys.require_use(scope)
-        call = self._prepare(services, parse_body(await _body(receive)))
+        caller = authorize(services.keys.ring, scope)
+        raw = await _body(receive)
+        note_prompt(scope, raw, services.settings.log_prompts)
+        call = self._prepare(services, parse_body(raw))
         scope["served"] = call.target.served
+        check_context(call.target.engine.context_tokens, call.max_tokens or None, call.prompt_chars)
+        admission = await services.limiter.admit(
+            caller, 0 if caller.unlimited else estimate_tokens(call.prompt_chars, call.max_tokens or ANSWER_TOKENS)
+        )
+        scope["limit_headers"] = admission.headers
+        try:
+            await self._relay(services, call, scope, receive, send)
+        finally:
+            await admission.done(scope.get("tokens_used"))
+
+    async def _relay(self, services: Services, call: EngineCall, scope: Scope, receive: Receive, send: Send) -> None:
         if call.silenced:
             body, kind = (banner_stream(call), SSE) if call.stream else (banner_answer(call), JSON)
             await _send_whole(send, call, body, kind)
@@ -63,36 +76,40 @@ class HotRoute:
 
 
 async def _answer(services: Services, call: EngineCall, scope: Scope, send: Send, leaving: _Leaving) -> None:
-    reply = await services.relay.start(call)
+    answer = await services.relay.start(call)
+    code = "interrupted"
     try:
         if call.stream:
-            await send(_head(call, reply.content_type))
+            await send(_head(call, answer.content_type))
             leaving.answering = True
-            await _stream(call, reply.chunk, scope, send)
+            code = await _stream(call, answer, scope, send)
         else:
-            body = with_banner(call, await reply.read())
+            body = with_banner(call, await answer.read())
             leaving.answering = True
-            await _send_whole(send, call, body, reply.content_type)
+            await _send_whole(send, call, body, answer.content_type)
+            code = ""
     finally:
-        reply.close()
+        answer.close(code)
+        scope["tokens_used"] = answer.tokens(call.prompt_chars)
 
 
-async def _stream(call: EngineCall, chunk: Callable[[], Any], scope: Scope, send: Send) -> None:
-    data = b"\n"
+async def _stream(call: EngineCall, answer: Answer, scope: Scope, send: Send) -> str:
+    """Passes a stream on; returns the code of the error that it ended in, if any."""
+    data, code, last = b"\n", "", b""
     if call.rules:
         await send({"type": "http.response.body", "body": banner_chunk(call), "more_body": True})
     try:
         while True:
-            piece = await chunk()
+            piece = await answer.chunk()
             if not piece:
                 break
             data = piece
             await send({"type": "http.response.body", "body": data, "more_body": True})
-        last = b""
     except PreceptorError as error:
-        scope["stream_error"] = error
+        code = error.code
         last = error_event(error, scope["request_id"], data)
     await send({"type": "http.response.body", "body": last, "more_body": False})
+    return code
 
 
 async def _body(receive: Receive) -> bytes:

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from starlette.types import Scope
+
+from preceptor_gateway.telemetry.cells import NONE, OTHER, CellCollector, Cells, Labels
+from preceptor_gateway.telemetry.meter import CURRENT, RequestMeter
+
+if TYPE_CHECKING:
+    from preceptor_gateway.telemetry.tracing import Tracing
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_MAX_CELLS = 2_000
+"""Routes x domains x adapters that are told apart; whatever comes behind is counted as `(other)`."""
 
 
 class Metrics:
@@ -12,16 +26,13 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "preceptor_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
-        )
-        self.seconds = Histogram(
-            "preceptor_request_seconds",
-            "Seconds until the last byte.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
+        self.tracing: Tracing | None = None
+        """Set where traces are on."""
+        self._cells: dict[tuple[str, str, str], Cells] = {}
+        self.unresolved = Cells(Labels(NONE, NONE, NONE))
+        """Requests of which is not known yet whom they ask."""
+        self._cells[self.unresolved.labels] = self.unresolved
+        self.registry.register(CellCollector(self._cells.values))
         self.answers = Counter(
             "preceptor_answers", "Answers asked for.", ["domain", "adapter", "kind"], registry=self.registry
         )
@@ -32,8 +43,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.in_flight = Gauge("preceptor_requests_in_flight", "Requests being answered.", registry=self.registry)
         self.safety = Counter("preceptor_safety_rules", "Safety rules set off.", ["domain"], registry=self.registry)
+        self.limited = Counter(
+            "preceptor_limited_requests", "Requests refused by a key's limit.", ["limit"], registry=self.registry
+        )
+        self.limits_alone = Counter(
+            "preceptor_limits_alone", "Counts that Redis should have taken and did not.", registry=self.registry
+        )
         self.engine_up = Gauge("preceptor_engine_up", "1 where the engine answers.", registry=self.registry)
         self.adapter_ready = Gauge(
             "preceptor_adapter_ready", "1 where the canary passed.", ["domain", "adapter"], registry=self.registry
@@ -41,3 +57,44 @@ class Metrics:
         self.adapter_loads = Counter(
             "preceptor_adapter_loads", "Loads into the engine.", ["adapter", "outcome"], registry=self.registry
         )
+
+    def begin(self, scope: Scope, request_id: str) -> RequestMeter:
+        """Begins to count a request; the edge calls it first of all, and `done` last of all."""
+        meter = RequestMeter(self, request_id)
+        if self.tracing is not None:
+            meter.trace = self.tracing.begin(scope, meter)
+        CURRENT.set(meter)
+        return meter
+
+    def cells(self, route: str, domain: str, adapter: str) -> Cells:
+        """The cells of a route, domain and adapter, all of which are registered names."""
+        key = (route, domain, adapter)
+        cells = self._cells.get(key)
+        if cells is None:
+            if len(self._cells) >= _MAX_CELLS:
+                key = (OTHER, OTHER, OTHER)
+            cells = self._cells.setdefault(key, Cells(Labels(*key)))
+        return cells
+
+    def forget(self, adapter: str) -> None:
+        """Drops the series of an adapter that is gone for good."""
+        for key in [key for key in self._cells if key[2] == adapter]:
+            del self._cells[key]
+
+    def watch_aliases(self, promoted: Callable[[], Mapping[str, str | None]]) -> None:
+        """Shows which adapter each alias points at, looked up at every scrape."""
+        self.registry.register(_Aliases(promoted))
+
+
+class _Aliases(Collector):
+    def __init__(self, promoted: Callable[[], Mapping[str, str | None]]) -> None:
+        self._promoted = promoted
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        gauge = GaugeMetricFamily(
+            "preceptor_adapter_promoted", "1 for the adapter that an alias points at.", labels=["domain", "adapter"]
+        )
+        for domain, adapter in self._promoted().items():
+            if adapter:
+                gauge.add_metric([domain, adapter], 1)
+        yield gauge

@@ -133,12 +133,13 @@ def body_of(error: PreceptorError, request_id: str) -> ProblemBody:
 
 
 def response_of(error: PreceptorError, request_id: str) -> Response:
-    """Spells an error as a response, with Retry-After where waiting helps."""
-    headers = {"x-request-id": request_id}
+    """Spells an error as a response, with Retry-After where waiting helps; the edge adds the request id's header."""
+    headers = {}
     if isinstance(error, GatewayError) and error.retry_after_s:
         headers["retry-after"] = str(error.retry_after_s)
     if isinstance(error, NotAuthenticated):
         headers["www-authenticate"] = "Bearer"
+    headers |= {name.decode(): value.decode() for name, value in getattr(error, "headers", ())}
     body = orjson.dumps(body_of(error, request_id).model_dump())
     return Response(body, status_of(error), headers, media_type="application/json")
 
@@ -151,9 +152,13 @@ def request_id_of(request: Request) -> str:
 def install_handlers(app: FastAPI) -> None:
     """Makes every failure leave in the one shape."""
 
+    def answer(request: Request, error: PreceptorError) -> Response:
+        request.scope["error_code"] = error.code  # the edge counts it
+        return response_of(error, request_id_of(request))
+
     async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, PreceptorError)  # registered for this type only
-        return response_of(error, request_id_of(request))
+        return answer(request, error)
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # registered for this type only
@@ -161,14 +166,14 @@ def install_handlers(app: FastAPI) -> None:
         first = problems[0]
         if first["type"] == "json_invalid":
             why = first.get("ctx", {}).get("error", "it cannot be decoded")
-            return response_of(BadRequest(f"The body is not JSON: {why}.", code="invalid_json"), request_id_of(request))
+            return answer(request, BadRequest(f"The body is not JSON: {why}.", code="invalid_json"))
         field = ".".join(str(step) for step in first["loc"] if step != "body") or "body"
         shown = repr(first.get("input"))
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         message = f"{field}: {first['msg'].removeprefix('Value error, ')} (got {shown})."
         more = f" {len(problems) - 1} more field(s) are wrong." if len(problems) > 1 else ""
         bad = BadRequest(message + more, code="invalid_field", param=field, hint="GET /docs shows the request's shape.")
-        return response_of(bad, request_id_of(request))
+        return answer(request, bad)
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # registered for this type only
@@ -178,12 +183,12 @@ def install_handlers(app: FastAPI) -> None:
             )
         elif isinstance(error.__cause__, PreceptorError):
             # FastAPI turns whatever goes wrong while it reads a typed body into a 400 of its own.
-            return response_of(error.__cause__, request_id_of(request))
+            return answer(request, error.__cause__)
         else:
             code = "bad_method" if error.status_code == 405 else "invalid_json"
             lost = BadRequest(f"{request.method} {request.url.path!r}: {error.detail}.", code=code)
             lost.status = error.status_code
-        return response_of(lost, request_id_of(request))
+        return answer(request, lost)
 
     app.add_exception_handler(PreceptorError, ours)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -16,8 +16,9 @@ from preceptor_gateway.adapters.service import AdapterService
 from preceptor_gateway.domains.service import Target
 from preceptor_gateway.engine import EngineReply
 from preceptor_gateway.engine.client import EngineLostAdapter
-from preceptor_gateway.metrics import Metrics
+from preceptor_gateway.limits.gate import estimate_tokens
 from preceptor_gateway.problems import body_of
+from preceptor_gateway.telemetry.meter import CURRENT, CallMeter
 
 SSE = b"text/event-stream; charset=utf-8"
 JSON = b"application/json"
@@ -29,6 +30,9 @@ class EngineCall:
 
     target: Target
     path: str
+    """The engine's route."""
+    route: str
+    """Ours, as a template."""
     body: bytes
     stream: bool
     prompt_chars: int = 0
@@ -61,54 +65,98 @@ class EngineCall:
         return any(rule.instead for rule in self.rules)
 
 
+class Answer:
+    """An engine's answer on its way to the client, counted as it passes. `close` it in every case."""
+
+    __slots__ = ("_meter", "_reply", "content_type")
+
+    def __init__(self, reply: EngineReply, meter: CallMeter | None) -> None:
+        self._reply = reply
+        self._meter = meter
+        self.content_type = reply.content_type
+
+    async def read(self) -> bytes:
+        """The whole body."""
+        raw = await self._reply.read()
+        if self._meter:
+            self._meter.answered(raw)
+        return raw
+
+    async def chunk(self) -> bytes:
+        """The next bytes as they arrive; empty at the end."""
+        data = await self._reply.chunk()
+        if data and self._meter:
+            self._meter.chunk(data)
+        return data
+
+    def close(self, code: str = "") -> None:
+        """Ends the exchange; early, that ends the engine's work. `code` says what went wrong."""
+        if self._meter:
+            self._meter.end(code)
+        self._reply.close()
+
+    def tokens(self, prompt_chars: int) -> int:
+        """Tokens of prompt and answer: the engine's own count, or an estimate where a stream did not tell."""
+        if self._meter is None:
+            return 0
+        usage = self._meter.usage
+        if usage is not None:
+            return usage.prompt_tokens + usage.completion_tokens
+        return estimate_tokens(prompt_chars, self._meter.completion_tokens)
+
+
 class Relay:
     """Starts calls and carries answers."""
 
-    def __init__(self, adapters: AdapterService, metrics: Metrics) -> None:
+    def __init__(self, adapters: AdapterService) -> None:
         self._adapters = adapters
-        self._metrics = metrics
 
-    async def start(self, call: EngineCall) -> EngineReply:
-        """Sends the request; returns when the engine's head is there. `close` the reply.
+    async def start(self, call: EngineCall) -> Answer:
+        """Sends the request; returns when the engine's head is there. `close` the answer.
 
         Raises:
             GatewayError: No engine answers it.
         """
-        started = time.perf_counter()
+        target = call.target
+        request = CURRENT.get()
+        meter = None
+        if request is not None:
+            domain = target.domain.name if target.domain else None
+            meter = request.call(call.route, domain, target.adapter, target.served, call.body)
         try:
-            reply = await call.target.engine.start(call.path, call.body)
-        except EngineLostAdapter:
-            if call.target.adapter:
-                self._adapters.lost(call.target.adapter)
+            reply = await target.engine.start(call.path, call.body, meter.headers if meter else b"")
+        except BaseException as error:
+            if meter:
+                meter.end(error.code if isinstance(error, PreceptorError) else "interrupted")
+            if isinstance(error, EngineLostAdapter) and target.adapter:
+                self._adapters.lost(target.adapter)
             raise
-        domain = call.target.domain.name if call.target.domain else "base"
-        self._metrics.first_byte.labels(domain, call.target.adapter or "base").observe(time.perf_counter() - started)
-        return reply
+        return Answer(reply, meter)
 
     async def whole(self, call: EngineCall) -> bytes:
         """The complete answer, the engine's bytes unless a safety message must come first."""
         if call.silenced:
             return banner_answer(call)
-        reply = await self.start(call)
+        answer = await self.start(call)
         try:
-            raw = await reply.read()
+            raw = await answer.read()
         finally:
-            reply.close()
+            answer.close()
         return with_banner(call, raw)
 
     async def open(self, call: EngineCall, stack: AsyncExitStack) -> AsyncIterator[bytes]:
         """Starts a streamed call; returns its pieces. Closing the stack early ends the engine's work."""
         if call.silenced:
             return _once(banner_stream(call))
-        reply = await self.start(call)
-        stack.callback(reply.close)
-        return self._pieces(call, reply, stack)
+        answer = await self.start(call)
+        stack.callback(answer.close)
+        return self._pieces(call, answer, stack)
 
-    async def _pieces(self, call: EngineCall, reply: EngineReply, stack: AsyncExitStack) -> AsyncIterator[bytes]:
+    async def _pieces(self, call: EngineCall, answer: Answer, stack: AsyncExitStack) -> AsyncIterator[bytes]:
         async with stack:
             if call.rules:
                 yield banner_chunk(call)
-            while data := await reply.chunk():
+            while data := await answer.chunk():
                 yield data
 
 

@@ -9,11 +9,12 @@ from fastapi import Depends, Request
 
 if TYPE_CHECKING:
     from preceptor_gateway.adapters.service import AdapterService
-    from preceptor_gateway.auth import Keys
     from preceptor_gateway.chat.service import ChatService
     from preceptor_gateway.completions.service import CompletionService
     from preceptor_gateway.domains.service import DomainService
     from preceptor_gateway.engine import EngineClient
+    from preceptor_gateway.keys.service import KeyService
+    from preceptor_gateway.limits.limiter import Limiter
     from preceptor_gateway.mcq.service import McqService
     from preceptor_gateway.metrics import Metrics
     from preceptor_gateway.relay import Relay
@@ -25,7 +26,8 @@ class Services:
     """The gateway's parts."""
 
     settings: GatewaySettings
-    keys: Keys
+    keys: KeyService
+    limiter: Limiter
     metrics: Metrics
     engine: EngineClient
     adapters: AdapterService

@@ -34,10 +34,34 @@ class GatewaySettings(BaseSettings):
     reconcile_seconds: Annotated[float, Field(gt=0)] = 2.0
     """Pause between looks at what the engine serves."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
+    max_messages: Annotated[int, Field(ge=1)] = 256
+    """Of a conversation."""
+    database_url: SecretStr = SecretStr("sqlite:///data/gateway/gateway.db")
+    """Where keys are: SQLite, or `postgresql+psycopg://...`; it may hold a password."""
+    limits_url: SecretStr = SecretStr("memory://")
+    """Where minutes are counted: in memory, or `redis://...`; it may hold a password."""
+    requests_per_minute: Annotated[int, Field(ge=0)] = 0
+    """Of keys that name no limit of their own; 0 is none."""
+    tokens_per_minute: Annotated[int, Field(ge=0)] = 0
+    """Of keys that name no limit of their own; 0 is none."""
+    concurrent_requests: Annotated[int, Field(ge=0)] = 0
+    """Of keys that name no limit of their own; 0 is none."""
     log_level: Literal["debug", "info", "warning"] = "info"
     """`info` writes a line a request."""
     cors_origins: str = ""
     """Comma-separated origins that browsers may call from; empty means none."""
+    log_prompts: Annotated[bool, Field(validation_alias="LOG_PROMPTS")] = False
+    """Prompts and answers may stand in logs and traces."""
+    otel_endpoint: Annotated[str, Field(validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")] = ""
+    """Base URL of an OTLP collector (HTTP); empty means no traces."""
+    otel_headers: Annotated[SecretStr, Field(validation_alias="OTEL_EXPORTER_OTLP_HEADERS")] = SecretStr("")
+    """`name=value` pairs for the collector, separated by commas."""
+    otel_service_name: Annotated[str, Field(validation_alias="OTEL_SERVICE_NAME")] = "preceptor-gateway"
+    langsmith_tracing: Annotated[bool, Field(validation_alias="LANGSMITH_TRACING")] = False
+    """LangChain's runnables are sent to LangSmith."""
+    langsmith_api_key: Annotated[SecretStr, Field(validation_alias="LANGSMITH_API_KEY")] = SecretStr("")
+    langsmith_endpoint: Annotated[str, Field(validation_alias="LANGSMITH_ENDPOINT")] = "https://api.smith.langchain.com"
+    langsmith_project: Annotated[str, Field(validation_alias="LANGSMITH_PROJECT")] = "preceptor"
 
     def require_keys(self) -> None:
         """Refuses to serve without keys.

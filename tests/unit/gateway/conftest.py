@@ -53,6 +53,8 @@ class Stack:
     url: str
     use: httpx.Client
     admin: httpx.Client
+    stop: Callable[[], object]
+    """Ends the gateway, as the end of the test would."""
 
     @property
     def adapters(self) -> Path:
@@ -104,14 +106,16 @@ def make_stack(tmp_path: Path) -> Iterator[StackMaker]:
                 "ADAPTERS_DIR": root / "adapters",
                 "data_dir": root / "gateway",
                 "reconcile_seconds": 0.05,
+                "database_url": SecretStr(f"sqlite:///{root / 'gateway' / 'gateway.db'}"),
                 **settings,
             }
-            url = exits.enter_context(serve(create_app(GatewaySettings(_env_file=None, **values))))  # type: ignore[arg-type]  # test values by name
+            gateway = exits.enter_context(ExitStack())
+            url = gateway.enter_context(serve(create_app(GatewaySettings(_env_file=None, **values))))  # type: ignore[arg-type]  # test values by name
             clients = [
                 exits.enter_context(httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=10))
                 for key in ("use-key", "admin-key")
             ]
-            return Stack(fake, domain, root, url, *clients)
+            return Stack(fake, domain, root, url, *clients, stop=gateway.close)
 
         yield make
 

@@ -19,7 +19,7 @@ def _prepare(services: Services, body: dict[str, Any]) -> EngineCall:
     return services.chat.prepare(body)
 
 
-hot_routes = [HotRoute("/v1/chat/completions", _prepare).route()]
+hot_routes = [HotRoute("/v1/chat/completions", _prepare)]
 
 
 def _card(name: str) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from preceptor_contracts.domains import SafetyRule
 from preceptor_gateway.client_fields import answers, check_fields, max_tokens, served_name
 from preceptor_gateway.domains.service import DomainService
 from preceptor_gateway.engine.client import encode
+from preceptor_gateway.limits.context import characters_of, check_message_count
 from preceptor_gateway.metrics import Metrics
 from preceptor_gateway.problems import BadRequest
 from preceptor_gateway.relay import EngineCall
 
 Json = dict[str, Any]
+ROUTE = "/v1/chat/completions"
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles that a client may write; `developer` is the newer name of `system`, and joins the domain's prompt like it."""
@@ -44,13 +46,7 @@ def check_messages(body: Json, most: int) -> list[Json]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequest("messages must be a non-empty list.", code="invalid_field", param="messages")
-    if len(messages) > most:
-        raise BadRequest(
-            f"messages holds {len(messages)} entries.",
-            code="too_many_messages",
-            param="messages",
-            hint=f"Send at most {most}; drop or sum up the oldest turns.",
-        )
+    check_message_count(len(messages), most)
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise BadRequest(
@@ -74,7 +70,7 @@ class ChatService:
         self._metrics = metrics
         self._max_messages = max_messages
 
-    def prepare(self, body: Json, *, kind: str = "chat") -> EngineCall:
+    def prepare(self, body: Json, *, kind: str = "chat", route: str = ROUTE) -> EngineCall:
         """Turns a client's body into the engine's. Touches memory only.
 
         Raises:
@@ -101,10 +97,11 @@ class ChatService:
         raw = encode(body)
         return EngineCall(
             target=target,
-            path="/v1/chat/completions",
+            path=ROUTE,
+            route=route,
             body=raw,
             stream=body.get("stream") is True,
-            prompt_chars=len(raw),
+            prompt_chars=characters_of(body["messages"]),
             max_tokens=max_tokens(body),
             choices=answers(body),
             rules=rules,

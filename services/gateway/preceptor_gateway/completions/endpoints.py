@@ -18,6 +18,6 @@ def _prepare_embeddings(services: Services, body: dict[str, Any]) -> EngineCall:
 
 
 hot_routes = [
-    HotRoute("/v1/completions", _prepare).route(),
-    HotRoute("/v1/embeddings", _prepare_embeddings).route(),
+    HotRoute("/v1/completions", _prepare),
+    HotRoute("/v1/embeddings", _prepare_embeddings),
 ]

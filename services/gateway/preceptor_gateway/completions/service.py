@@ -47,9 +47,10 @@ class CompletionService:
         return EngineCall(
             target=target,
             path="/v1/completions",
+            route="/v1/completions",
             body=raw,
             stream=body.get("stream") is True,
-            prompt_chars=len(raw) if isinstance(prompt, str) else 0,
+            prompt_chars=_characters(prompt),
             max_tokens=max_tokens(body),
             choices=answers(body),
         )
@@ -60,7 +61,14 @@ class CompletionService:
         check_fields(body)
         target = self._domains.resolve(served)
         body["model"] = target.engine_name
-        return EngineCall(target=target, path="/v1/embeddings", body=encode(body), stream=False)
+        return EngineCall(target=target, path="/v1/embeddings", route="/v1/embeddings", body=encode(body), stream=False)
+
+
+def _characters(prompt: Any) -> int:
+    """About how many characters a prompt holds, for limits; four for each token id."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    return sum(_characters(one) if isinstance(one, str | list) else 4 for one in prompt)
 
 
 def _is_prompt(prompt: object) -> bool:

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from preceptor_contracts.wire import AliasView, DomainList, DomainView, PromoteRequest, RenderedPrompt, RenderRequest
 
 from preceptor_gateway.auth import ADMIN, USE
+from preceptor_gateway.limits.gate import LIMITED
 from preceptor_gateway.services import ServicesDep
 
 router = APIRouter(prefix="/v1/domains", tags=["domains"])
@@ -23,7 +24,7 @@ async def get_domain(name: str, services: ServicesDep) -> DomainView:
     return services.domains.view(name)
 
 
-@router.post("/{name}/render", dependencies=[USE])
+@router.post("/{name}/render", dependencies=[USE, LIMITED])
 async def render(name: str, request: RenderRequest, services: ServicesDep) -> RenderedPrompt:
     """Shows exactly what the engine would get, with token ids."""
     return await services.domains.render(name, request)

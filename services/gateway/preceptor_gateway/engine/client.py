@@ -102,6 +102,8 @@ class EngineClient:
         """Requests that the engine works on for us now."""
         # Silence is limited, not length: a long answer may stream for minutes.
         self._http = HttpPool(url, headers, connect_s=_CONTROL_S, silence_s=timeout_s)
+        self.context_tokens = 0
+        """The longest context, prompt and answer; 0 until the engine was asked."""
         self._end_of_turn: int | None = None
         self._first_tokens: dict[str, int] = {}
 
@@ -161,8 +163,10 @@ class EngineClient:
 
     async def names(self) -> frozenset[str]:
         """Names that the engine serves now: its own and every loaded adapter's."""
-        cards = (await self._get("/v1/models")).get("data", [])
-        return frozenset(str(card.get("id")) for card in cards if isinstance(card, dict))
+        cards = [card for card in (await self._get("/v1/models")).get("data", []) if isinstance(card, dict)]
+        lengths = [length for card in cards if isinstance(length := card.get("max_model_len"), int)]
+        self.context_tokens = max(lengths, default=0)
+        return frozenset(str(card.get("id")) for card in cards)
 
     async def version(self) -> str:
         """The engine's version."""

@@ -1,0 +1,1 @@
+"""Bearer keys: made once, stored as hashes, known in memory on the hot path."""
