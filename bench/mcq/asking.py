@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import httpx
 from preceptor_contracts.domains import Domain
-from preceptor_contracts.prompts import render_mcq
+from preceptor_contracts.mcq import Scoring
+from preceptor_contracts.prompts import render_mcq, require_mcq
 
 from bench.mcq.items import Item
+from bench.mcq.load import GENERATED_TOKENS, PROMPTS_IN_FLIGHT
 
 T = TypeVar("T")
-
-GENERATED_TOKENS = 16
-"""Room for "The answer is (B) ..."."""
 
 
 class OptionScore(NamedTuple):
@@ -37,7 +36,6 @@ class Answered(NamedTuple):
     """One per option; empty where the route does not tell."""
     prompt_tokens: int
     cached_tokens: int
-    seconds: float
 
 
 class Generated(NamedTuple):
@@ -47,39 +45,45 @@ class Generated(NamedTuple):
     text: str
     chosen: int | None
     """None where the text holds no letter."""
-    tokens: int
-    seconds: float
 
 
-async def submit_mcq(client: httpx.AsyncClient, domain: Domain, item: Item) -> Answered:
-    """Asks `/submit_mcq`, which tells the choice but no log-probabilities."""
+async def by_submit_mcq(client: httpx.AsyncClient, domain: Domain, items: Sequence[Item]) -> list[Answered]:
+    """Asks `/submit_mcq`, one item a request; it tells the choice but no log-probabilities."""
+    several = require_mcq(domain).scoring is Scoring.OPTIONS
+    most = max(len(item.mcq.options) for item in items) if several else 1
+    return await in_flight(PROMPTS_IN_FLIGHT // most, [partial(_submit, client, domain, item) for item in items])
+
+
+async def _submit(client: httpx.AsyncClient, domain: Domain, item: Item) -> Answered:
     body = {
         "model": f"{domain.name}:base",
         "text": item.mcq.passage,
         "question": item.mcq.question,
         "choices": [f"{label}) {text}" for label, text in zip(item.mcq.labels, item.mcq.options, strict=True)],
     }
-    began = time.perf_counter()
     answer = await _post(client, "/submit_mcq", body)
-    seconds = time.perf_counter() - began
-    return Answered(
-        id=item.id,
-        chosen=item.mcq.labels.index(answer["answer"]),
-        scores=(),
-        prompt_tokens=answer["prompt_tokens"],
-        cached_tokens=answer["cached_tokens"] or 0,
-        seconds=seconds,
-    )
+    chosen = item.mcq.labels.index(answer["answer"])
+    return Answered(item.id, chosen, (), answer["prompt_tokens"], answer["cached_tokens"] or 0)
 
 
-async def v1_mcq(client: httpx.AsyncClient, domain: Domain, item: Item) -> Answered:
-    """Asks `/v1/mcq`, one item a request."""
-    options = [{"label": label, "text": text} for label, text in zip(item.mcq.labels, item.mcq.options, strict=True)]
-    one = {"id": item.id, "passage": item.mcq.passage, "question": item.mcq.question, "options": options}
-    began = time.perf_counter()
-    answer = await _post(client, "/v1/mcq", {"model": f"{domain.name}:base", "items": [one]})
-    seconds = time.perf_counter() - began
-    result = answer["results"][0]
+async def by_v1_mcq(client: httpx.AsyncClient, domain: Domain, items: Sequence[Item]) -> list[Answered]:
+    """Asks `/v1/mcq` for all items in one request; how many are in the engine at a time is the gateway's setting."""
+    asked = [
+        {
+            "id": item.id,
+            "passage": item.mcq.passage,
+            "question": item.mcq.question,
+            "options": [
+                {"label": label, "text": text} for label, text in zip(item.mcq.labels, item.mcq.options, strict=True)
+            ],
+        }
+        for item in items
+    ]
+    answer = await _post(client, "/v1/mcq", {"model": f"{domain.name}:base", "items": asked})
+    return [_answered(item, result) for item, result in zip(items, answer["results"], strict=True)]
+
+
+def _answered(item: Item, result: Mapping[str, Any]) -> Answered:
     if "error" in result:
         raise RuntimeError(f"/v1/mcq could not answer {item.id!r}: {result['error']}")
     return Answered(
@@ -88,11 +92,10 @@ async def v1_mcq(client: httpx.AsyncClient, domain: Domain, item: Item) -> Answe
         scores=tuple(OptionScore(option["logprob"], option["tokens"]) for option in result["options"]),
         prompt_tokens=result["prompt_tokens"],
         cached_tokens=result["cached_tokens"] or 0,
-        seconds=seconds,
     )
 
 
-ask: Callable[[httpx.AsyncClient, Domain, Item], Awaitable[Answered]] = submit_mcq
+score: Callable[[httpx.AsyncClient, Domain, Sequence[Item]], Awaitable[list[Answered]]] = by_submit_mcq
 """The route that is measured."""
 
 
@@ -105,11 +108,9 @@ async def generate(client: httpx.AsyncClient, domain: Domain, item: Item) -> Gen
         "temperature": 0,
         "max_tokens": GENERATED_TOKENS,
     }
-    began = time.perf_counter()
     answer = await _post(client, "/v1/chat/completions", body)
-    seconds = time.perf_counter() - began
     text = answer["choices"][0]["message"]["content"] or ""
-    return Generated(item.id, text, first_letter(text, item.mcq.labels), answer["usage"]["completion_tokens"], seconds)
+    return Generated(item.id, text, first_letter(text, item.mcq.labels))
 
 
 def first_letter(text: str, labels: Sequence[str]) -> int | None:

@@ -16,12 +16,8 @@ from preceptor_contracts.served_names import RAW_BASE
 
 from bench.mcq.environment import PYTHON
 from bench.mcq.items import Item
+from bench.mcq.load import PROMPTS_A_REQUEST, REQUESTS_IN_FLIGHT
 from bench.mcq.stack import TOKENIZER, USE_KEY, Stack
-
-REQUESTS_IN_FLIGHT = 4
-"""lm-eval's `num_concurrent`."""
-PROMPTS_A_REQUEST = 8
-"""lm-eval's `batch_size`."""
 
 
 class Endpoint(NamedTuple):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 from preceptor_contracts.frozen import Frozen, read_jsonl
 from preceptor_contracts.mcq import AnsweredMcq
 from preceptor_contracts.messages import Text
 from preceptor_contracts.records import QUESTIONS, McqQuestion
 from pydantic import Field, TypeAdapter
+
+T = TypeVar("T")
 
 PASSAGES = Path(__file__).with_name("passages.jsonl")
 
@@ -54,6 +56,6 @@ def load_passages(path: Path = PASSAGES) -> tuple[Passage, ...]:
     return read_jsonl(path, _PASSAGE)
 
 
-def share(items: tuple[Item, ...], number: int, rounds: int) -> tuple[Item, ...]:
-    """The part of round `number` (from 0): every `rounds`-th item, so that the rounds together ask each item once."""
-    return items[number::rounds]
+def share(all_of_them: tuple[T, ...], number: int, rounds: int) -> tuple[T, ...]:
+    """The part of round `number` (from 0): every `rounds`-th, so that the rounds together take each of them once."""
+    return all_of_them[number::rounds]

@@ -12,6 +12,7 @@ import yaml
 from preceptor_contracts.domains import Domain, load_domain
 from preceptor_contracts.mcq import Scoring
 
+from bench.mcq.load import PROMPTS_IN_FLIGHT
 from tests.fakes.serving import free_port
 from tests.stack import ENGINE_KEY, REPO, python_module, running_engine
 
@@ -74,6 +75,8 @@ def running_stack(root: Path, copies: Sequence[Copy]) -> Iterator[Stack]:
             "GATEWAY_ADMIN_KEY": "admin-key-for-bench",
             "GATEWAY_ENGINE_URL": engine.url,
             "GATEWAY_DEFAULT_DOMAIN": "",
+            "GATEWAY_BATCH_CONCURRENCY": str(PROMPTS_IN_FLIGHT),
+            "GATEWAY_LOG_LEVEL": "warning",
             "ENGINE_API_KEY": ENGINE_KEY,
         }
         gateway = python_module("preceptor_gateway", env, root / "gateway.log")

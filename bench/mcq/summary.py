@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+from preceptor_contracts.mcq import Scoring
+
 
 class Side(StrEnum):
     """Who answers, and how."""
@@ -16,6 +18,8 @@ class Side(StrEnum):
     LM_EVAL_LETTERS = "lm-eval letters"
     OPTIONS = "options"
     LM_EVAL_OPTIONS = "lm-eval options"
+    PASSAGES = "options, with passages"
+    LM_EVAL_PASSAGES = "lm-eval options, with passages"
     LETTERS_ALONE = "letters, one at a time"
     GENERATION_ALONE = "generation, one at a time"
 
@@ -44,6 +48,7 @@ class Pair(NamedTuple):
     """A passage's second question, asked cold and asked after the first."""
 
     round: int
+    scoring: Scoring
     passage: str
     first_s: float
     """The first question, with nothing cached."""
@@ -85,11 +90,11 @@ def ratios(measured: Sequence[Measured], side: Side, opponent: Side) -> list[flo
     return [ours / theirs for ours, theirs in zip(rates(measured, side), rates(measured, opponent), strict=True)]
 
 
-def saved(pairs: Sequence[Pair]) -> list[float]:
+def saved(pairs: Sequence[Pair], scoring: Scoring) -> list[float]:
     """The share of a second question's latency that the cache saves, one a round: medians, warm against cold."""
     found = []
     for number in sorted({pair.round for pair in pairs}):
-        part = [pair for pair in pairs if pair.round == number]
+        part = [pair for pair in pairs if pair.round == number and pair.scoring is scoring]
         warm = statistics.median(pair.warm_s for pair in part)
         found.append(1 - warm / statistics.median(pair.cold_s for pair in part))
     return found
