@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.prerequisites import require
 from tests.stack import ENGINE_BIN, RealEngine, running_engine
@@ -17,6 +18,10 @@ from tests.stack import ENGINE_BIN, RealEngine, running_engine
 HERE = Path(__file__).parent
 RINGS = {"unit": 60, "house": 300, "contract": 600, "integration": 1800, "e2e": 3600, "gpu": 1800}
 """Rings in the order they run, cheap ones first, with the seconds after which a test counts as hanging."""
+
+# A busy machine is slow, and no example of ours is wrong for being slow.
+settings.register_profile("preceptor", deadline=None)
+settings.load_profile("preceptor")
 
 # Before anything imports a Hugging Face library; child processes inherit it.
 os.environ["HF_HUB_OFFLINE"] = "1"

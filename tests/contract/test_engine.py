@@ -5,14 +5,16 @@ A red test here with a green fake means that vLLM moved, or that the fake lies.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import BLOCK, FakeEngine
 from tests.fakes.serving import serve
 from tests.stack import RealEngine
 
@@ -97,6 +99,81 @@ def test_prompt_logprobs_of_several_prompts_in_one_request(engine: httpx.Client)
         assert choice["prompt_logprobs"][0] is None
         for token, entry in zip(ids[1:], choice["prompt_logprobs"][1:], strict=True):
             assert entry[str(token)]["logprob"] <= 0
+
+
+def long_turns(question: str, topic: str) -> list[dict[str, str]]:
+    """A prompt of several blocks of the prefix cache, whatever the tokenizer."""
+    passage = f"A passage about {topic}. " * 40
+    return [TURNS[0], {"role": "user", "content": f"{passage}\n\n{question}"}]
+
+
+def cached_tokens(answer: dict[str, Any]) -> int:
+    found: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return found
+
+
+def test_next_token_logprobs_of_several_prompts_are_their_prompt_logprobs(engine: httpx.Client) -> None:
+    prompt = tokenize(engine, long_turns("What is it?", "pollen"))
+    opened = [*long_turns("What is it?", "pollen"), {"role": "assistant", "content": "Dust of flowers."}]
+    whole = tokenize(engine, opened, add_generation_prompt=False)
+    answer = whole[len(prompt) :]
+    beginnings = [prompt + answer[:position] for position in range(len(answer))]
+    read = {
+        "model": "base",
+        "prompt": beginnings,
+        "max_tokens": 1,
+        "temperature": 0,
+        "logprobs": 1,
+        "logprob_token_ids": sorted(set(answer)),
+        "return_tokens_as_token_ids": True,
+    }
+    choices = engine.post("/v1/completions", json=read).raise_for_status().json()["choices"]
+    steps = {choice["index"]: choice["logprobs"]["top_logprobs"][0] for choice in choices}
+    scored = {"model": "base", "prompt": [whole], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+    entries = engine.post("/v1/completions", json=scored).raise_for_status().json()["choices"][0]["prompt_logprobs"]
+    for position, token in enumerate(answer):
+        expected = entries[len(prompt) + position][str(token)]["logprob"]
+        # A bf16 engine rounds logits of 16 and more to eighths, and rounds by the batch that they are in.
+        assert steps[position][f"token_id:{token}"] == pytest.approx(expected, abs=0.3)
+
+
+def test_at_most_128_token_ids_are_read_at_once(engine: httpx.Client) -> None:
+    body = {"model": "base", "prompt": [[65, 66]], "max_tokens": 1, "logprobs": 1}
+    assert engine.post("/v1/completions", json={**body, "logprob_token_ids": list(range(128))}).status_code == 200
+    assert engine.post("/v1/completions", json={**body, "logprob_token_ids": list(range(129))}).status_code == 400
+
+
+def test_a_shared_beginning_is_cached_in_whole_blocks_and_told(engine: httpx.Client) -> None:
+    body = {"model": "base", "max_tokens": 1, "temperature": 0}
+    first = engine.post("/v1/chat/completions", json={**body, "messages": long_turns("One?", "mites")}).json()
+    second = engine.post("/v1/chat/completions", json={**body, "messages": long_turns("Two?", "mites")}).json()
+    assert cached_tokens(second) > first["usage"]["prompt_tokens"] // 2
+    assert cached_tokens(second) < second["usage"]["prompt_tokens"]
+    assert cached_tokens(second) % BLOCK == 0
+
+
+def test_prompts_that_arrive_together_share_their_beginning_without_a_warm_up(engine: httpx.Client) -> None:
+    async def together() -> list[dict[str, Any]]:
+        async with httpx.AsyncClient(base_url=engine.base_url, headers=engine.headers, timeout=120) as client:
+            bodies = [
+                {"model": "base", "max_tokens": 1, "temperature": 0, "messages": long_turns(f"{n}?", "feathers")}
+                for n in range(6)
+            ]
+            replies = await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for body in bodies))
+            return [reply.raise_for_status().json() for reply in replies]
+
+    answers = asyncio.run(together())
+    shared = [answer for answer in answers if cached_tokens(answer) > answer["usage"]["prompt_tokens"] // 2]
+    assert len(shared) >= 5
+
+
+def test_prompt_logprobs_read_no_cache(engine: httpx.Client) -> None:
+    ids = tokenize(engine, long_turns("One?", "mould"))
+    plain = {"model": "base", "prompt": [ids], "max_tokens": 1, "temperature": 0}
+    scored = {**plain, "prompt_logprobs": 0}
+    assert cached_tokens(engine.post("/v1/completions", json=scored).raise_for_status().json()) == 0
+    assert cached_tokens(engine.post("/v1/completions", json=plain).raise_for_status().json()) > len(ids) // 2
+    assert cached_tokens(engine.post("/v1/completions", json=scored).raise_for_status().json()) == 0
 
 
 def test_a_stream_ends_with_done(engine: httpx.Client) -> None:

@@ -75,7 +75,7 @@ def start_demo(root: Path, **more: str) -> Demo:
     gateway = f"http://127.0.0.1:{ports['GATEWAY_PORT']}"
     env = {
         **ports,
-        "GATEWAY_ENGINE_URL": f"http://127.0.0.1:{ports['ENGINE_PORT']}",
+        "ENGINE_URLS": f"http://127.0.0.1:{ports['ENGINE_PORT']}",
         "TRAINER_GATEWAY_URL": gateway,
         "UI_GATEWAY_URL": gateway,
         "ADAPTERS_DIR": str(root / "adapters"),

@@ -25,6 +25,10 @@ from starlette.routing import Route
 Json = dict[str, Any]
 START, END, VOCABULARY = 256, 257, 258
 MAX_MODEL_LEN = 2048
+MAX_IDS = 128
+"""vLLM's bound on `logprob_token_ids`."""
+BLOCK = 32
+"""Tokens of a block of the prefix cache, as we launch vLLM on a CPU."""
 ANSWER = "The fake engine's answer."
 
 
@@ -68,10 +72,20 @@ class FakeEngine:
     """How long the list of names travels."""
     drop_after: int = -1
     """Breaks a stream off after so many chunks."""
+    die_after: int = -1
+    """Answers so many completions, then breaks every connection."""
+    answered: int = 0
+    """Completions that `die_after` has counted."""
+    together: int = 0
+    """Completions being answered now."""
+    most_together: int = 0
+    blocks: set[tuple[str, tuple[int, ...]]] = field(default_factory=set)
+    """The prefix cache: beginnings of prompts, whole blocks only, per served name."""
 
     def restart(self) -> None:
-        """Forgets every adapter, as a restarted vLLM does."""
+        """Forgets every adapter and the prefix cache, as a restarted vLLM does."""
         self.adapters.clear()
+        self.blocks.clear()
 
     def _name(self, name: str) -> str:
         return "base" if self.deaf_adapters else name
@@ -79,6 +93,16 @@ class FakeEngine:
     def logprobs(self, name: str, prefix: Sequence[int]) -> tuple[float, ...]:
         """What the fake would answer next."""
         return distribution(self._name(name), tuple(prefix))
+
+    def cached(self, name: str, ids: Sequence[int], *, reads: bool = True) -> int:
+        """Tokens of a prompt found in the prefix cache; the prompt's own blocks are there from now on.
+
+        The last token is always computed. A request for prompt logprobs reads nothing, and still writes.
+        """
+        ends = range(BLOCK, len(ids) + 1, BLOCK)
+        found = [end for end in ends if end < len(ids) and (name, tuple(ids[:end])) in self.blocks]
+        self.blocks.update((name, tuple(ids[:end])) for end in ends)
+        return max(found, default=0) if reads else 0
 
     # --- routes ---
 
@@ -142,10 +166,17 @@ class FakeEngine:
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
     def _refusal(self, body: Json, length: int) -> Response | None:
+        self.answered += 1
+        if 0 <= self.die_after < self.answered:
+            return StreamingResponse(_broken(), headers={"content-length": "99"}, media_type="application/json")
         if self.fail_with:
             return _error(self.fail_with, "The fake was told to fail.")
         if body["model"] not in ("base", *self.adapters):
             return _error(404, f"The model `{body['model']}` does not exist. Valid aliases: base.")
+        if len(body.get("logprob_token_ids") or ()) > MAX_IDS:
+            return _error(
+                400, f"Requested logprob_token_ids of length ..., which is greater than max allowed: {MAX_IDS}"
+            )
         if length > MAX_MODEL_LEN:
             return _error(400, f"This model's maximum context length is {MAX_MODEL_LEN} tokens. However, ...")
         return None
@@ -169,17 +200,27 @@ class FakeEngine:
         if wanted := body.get("logprob_token_ids"):
             choice["logprobs"] = {"content": [{"top_logprobs": self._top(body["model"], prompt, wanted)}]}
         return JSONResponse(
-            {"object": "chat.completion", "model": body["model"], "choices": [choice], "usage": _usage(len(prompt), 1)}
+            {
+                "object": "chat.completion",
+                "model": body["model"],
+                "choices": [choice],
+                "usage": _usage(len(prompt), 1, self.cached(body["model"], prompt)),
+            }
         )
 
     async def _left(self, request: Request) -> bool:
         """Waits as long as an answer takes; True where the client left meanwhile (vLLM aborts then too)."""
         until = time.monotonic() + self.token_delay_s
-        while time.monotonic() < until:
-            if await request.is_disconnected():
-                return True
-            await asyncio.sleep(0.01)
-        return False
+        self.together += 1
+        self.most_together = max(self.most_together, self.together)
+        try:
+            while time.monotonic() < until:
+                if await request.is_disconnected():
+                    return True
+                await asyncio.sleep(0.01)
+            return False
+        finally:
+            self.together -= 1
 
     def _top(self, name: str, prompt: tuple[int, ...], wanted: list[int]) -> list[Json]:
         logprobs = self.logprobs(name, prompt)
@@ -206,13 +247,29 @@ class FakeEngine:
         prompts = body["prompt"]
         if refused := self._refusal(body, max(map(len, prompts))):
             return refused
-        choices = [
-            {"index": index, "text": "", "prompt_logprobs": self._prompt_logprobs(body["model"], ids)}
-            for index, ids in enumerate(prompts)
-        ]
+        if await self._left(request):
+            self.aborted += 1
+            return Response(status_code=499)
+        reads = body.get("prompt_logprobs") is None
+        # Of several prompts vLLM tells the last one's share only.
+        cached = [self.cached(body["model"], ids, reads=reads) for ids in prompts][-1]
+        choices = [self._completed(body, index, ids) for index, ids in enumerate(prompts)]
         return JSONResponse(
-            {"object": "text_completion", "choices": choices, "usage": _usage(sum(map(len, prompts)), 1)}
+            {
+                "object": "text_completion",
+                "choices": choices,
+                "usage": _usage(sum(map(len, prompts)), len(prompts), cached),
+            }
         )
+
+    def _completed(self, body: Json, index: int, ids: list[int]) -> Json:
+        choice: Json = {"index": index, "text": "", "logprobs": None}
+        if body.get("prompt_logprobs") is not None:
+            choice["prompt_logprobs"] = self._prompt_logprobs(body["model"], ids)
+        if wanted := body.get("logprob_token_ids"):
+            top = self._top(body["model"], tuple(ids), wanted)
+            choice["logprobs"] = {"top_logprobs": [{entry["token"]: entry["logprob"] for entry in top}]}
+        return choice
 
     def _prompt_logprobs(self, name: str, ids: list[int]) -> list[Json | None]:
         entries: list[Json | None] = [None]
@@ -222,8 +279,14 @@ class FakeEngine:
         return entries
 
 
-def _usage(prompt: int, completion: int) -> Json:
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "prompt_tokens_details": {"cached_tokens": 0}}
+async def _broken() -> AsyncIterator[bytes]:
+    yield b"{"
+    raise ConnectionResetError
+
+
+def _usage(prompt: int, completion: int, cached: int) -> Json:
+    details = {"cached_tokens": cached}
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "prompt_tokens_details": details}
 
 
 def _error(status: int, message: str) -> Response:

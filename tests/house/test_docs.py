@@ -11,6 +11,20 @@ from preceptor_contracts.manifest import Manifest
 from preceptor_contracts.records import QUESTIONS, RECORDS
 from preceptor_contracts.report import Report
 from preceptor_contracts.wire import McqAnswer, McqRequest, ProblemBody
+from preceptor_contracts.wire_generate import (
+    GenerateBatchAnswer,
+    GenerateBatchRequest,
+    GenerateFailure,
+    GenerateResult,
+)
+from preceptor_contracts.wire_mcq import (
+    McqAsked,
+    McqFailure,
+    McqListAnswer,
+    McqListRequest,
+    McqResult,
+    OptionDetail,
+)
 from preceptor_engine.settings import EngineSettings
 from preceptor_gateway.app import create_app
 from preceptor_gateway.client_fields import REFUSED
@@ -30,7 +44,7 @@ from tests.house.tree import ROOT, shown
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 OUTLINE = ["What it is", "How to do it", "The format", "What goes wrong", "Why it is so"]
-NOUNS = ["adapters", "configuration", "domains", "gateway", "operations", "runs-and-reports"]
+NOUNS = ["adapters", "configuration", "domains", "gateway", "multiple-choice", "operations", "runs-and-reports"]
 # Read by set-up before anything is installed, so it is in no settings class.
 SETUP_ONLY = {"TORCH_INDEX"}
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=shown)
@@ -169,8 +183,18 @@ def test_the_gateway_page_names_refused_fields_and_series() -> None:
         ("runs-and-reports", Recipe),
         ("runs-and-reports", Report),
         ("adapters", Manifest),
-        ("gateway", McqRequest),
-        ("gateway", McqAnswer),
+        ("gateway", GenerateBatchRequest),
+        ("gateway", GenerateBatchAnswer),
+        ("gateway", GenerateResult),
+        ("gateway", GenerateFailure),
+        ("multiple-choice", McqRequest),
+        ("multiple-choice", McqAnswer),
+        ("multiple-choice", McqListRequest),
+        ("multiple-choice", McqAsked),
+        ("multiple-choice", McqListAnswer),
+        ("multiple-choice", McqResult),
+        ("multiple-choice", McqFailure),
+        ("multiple-choice", OptionDetail),
     ],
 )
 def test_a_page_names_every_field(name: str, kind: type[Frozen]) -> None:
@@ -193,7 +217,13 @@ def test_example_files_are_valid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("runs-and-reports", Report), ("adapters", AliasFile), ("gateway", ProblemBody)]
+    ("name", "kind"),
+    [
+        ("runs-and-reports", Report),
+        ("adapters", AliasFile),
+        ("gateway", ProblemBody),
+        ("multiple-choice", McqListAnswer),
+    ],
 )
 def test_an_example_answer_is_valid(name: str, kind: type[Frozen]) -> None:
     (block,) = blocks(DOCS / f"{name}.md", "json")

@@ -64,7 +64,7 @@ def real_stack(real_engine: RealEngine, tmp_path_factory: pytest.TempPathFactory
         "GATEWAY_PORT": str(port),
         "GATEWAY_API_KEY": "use-key-for-tests",
         "GATEWAY_ADMIN_KEY": "admin-key-for-tests",
-        "GATEWAY_ENGINE_URL": real_engine.url,
+        "ENGINE_URLS": real_engine.url,
         "GATEWAY_RECONCILE_SECONDS": "0.5",
         "ENGINE_API_KEY": ENGINE_KEY,
         "TRAINER_GATEWAY_URL": url,

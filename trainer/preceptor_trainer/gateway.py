@@ -95,8 +95,12 @@ class Gateway:
         return await self._render(domain, {"mcq": plain.model_dump(mode="json")})
 
     async def register(self, adapter: str) -> AdapterView:
-        """Has a published adapter loaded and its canary checked."""
+        """Has a published adapter loaded, its canary checked, and pinned: it must outlive an engine's restart."""
         return await self._ask("POST", "/v1/adapters", TypeAdapter(AdapterView), {"adapter": adapter})
+
+    async def unpin(self, adapter: str) -> AdapterView:
+        """Lets go of an adapter that `register` had loaded: an alias keeps it from now on, or nothing does."""
+        return await self._ask("DELETE", f"/v1/adapters/{adapter}/pin", TypeAdapter(AdapterView))
 
     async def promote(self, domain: str, adapter: str, report: str) -> AliasView:
         """Points the domain's alias at an adapter."""

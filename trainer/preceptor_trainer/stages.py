@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from preceptor_contracts.domains import DomainFolder, find_domain
-from preceptor_contracts.errors import InvalidInput
+from preceptor_contracts.errors import InvalidInput, PreceptorError
 from preceptor_contracts.files import sha256_file, write_atomic
 from preceptor_contracts.frozen import Frozen
 from preceptor_contracts.manifest import ParityCertificate
@@ -212,13 +212,14 @@ def evaluate(shop: Workshop, run: RunDir) -> Evaluated:
 
 
 def promote(shop: Workshop, run: RunDir) -> Promoted:
-    """Moves the alias where the report says better."""
+    """Moves the alias where the report says better, and takes away the pin that the exam needed."""
     from preceptor_trainer.publish import Published
 
     adapter = run.result(Stage.PUBLISH, Published).adapter
     evaluated = run.result(Stage.EVALUATE, Evaluated)
     if evaluated.verdict is not Verdict.BETTER:
         shop.terminal.say(f"Not promoted: {evaluated.reason}")
+        _unpin(shop, adapter)
         return Promoted(promoted=False, reason=evaluated.reason)
 
     async def move() -> None:
@@ -227,7 +228,21 @@ def promote(shop: Workshop, run: RunDir) -> Promoted:
 
     asyncio.run(move())
     shop.terminal.say(f"Promoted {adapter}: ask for {run.spec.domain!r}.")
+    _unpin(shop, adapter)
     return Promoted(promoted=True, reason=evaluated.reason)
+
+
+def _unpin(shop: Workshop, adapter: str) -> None:
+    """Keeps old versions from being loaded for ever. The verdict stands, whether it can be done or not."""
+
+    async def ask() -> None:
+        async with shop.connect(shop.settings) as gateway:
+            await gateway.unpin(adapter)
+
+    try:
+        asyncio.run(ask())
+    except PreceptorError as error:
+        shop.terminal.say(f"The pin of {adapter} stays ({error.message}). DELETE /v1/adapters/{adapter}/pin takes it.")
 
 
 def folder_of(shop: Workshop, run: RunDir) -> DomainFolder:

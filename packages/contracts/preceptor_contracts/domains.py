@@ -62,6 +62,9 @@ class McqLayout(Frozen):
     options: str = "{question}"
     """Body for scoring `options`: the options are not shown, each is scored as the answer."""
 
+    explain: str = "{question}\n\n{options}\n\nThe answer is {answer}\n\nSay in two or three sentences why."
+    """Body that asks why an option was chosen. Nothing is trained on it, so it is no part of `Domain.prompt_sha`."""
+
     @field_validator("passage")
     @classmethod
     def _passage(cls, value: str) -> str:
@@ -76,6 +79,11 @@ class McqLayout(Frozen):
     @classmethod
     def _options(cls, value: str) -> str:
         return _template(value, {"question"}, {"question"})
+
+    @field_validator("explain")
+    @classmethod
+    def _explain(cls, value: str) -> str:
+        return _template(value, {"question", "answer"}, {"question", "options", "answer"})
 
 
 class SafetyRule(Frozen):
@@ -151,7 +159,8 @@ class Domain(Frozen):
     @property
     def prompt_sha(self) -> Sha256:
         """Hash of all that shapes a prompt: an adapter trained under another one is not servable under this."""
-        shaping = {"system": self.system, "mcq": self.mcq.model_dump(mode="json") if self.mcq else None}
+        layout = self.mcq.model_dump(mode="json", exclude={"explain"}) if self.mcq else None
+        shaping = {"system": self.system, "mcq": layout}
         return sha256_bytes(canonical_json(shaping).encode())
 
     def triggered(self, text: str) -> tuple[SafetyRule, ...]:

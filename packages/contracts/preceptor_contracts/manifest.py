@@ -208,7 +208,7 @@ def verify_files(adapter: AdapterFolder) -> None:
     for path in sorted(adapter.path.rglob("*")):
         if path.is_symlink():
             raise ManifestInvalid(f"{adapter.manifest.adapter!r}: {path.name!r} is a link.", hint="Copy the file in.")
-        if path.suffix in PICKLED:
+        if path.suffix.lower() in PICKLED:
             raise ManifestInvalid(
                 f"{adapter.manifest.adapter!r}: {path.name!r} is a pickle, which runs code when loaded.",
                 hint="Use safetensors.",

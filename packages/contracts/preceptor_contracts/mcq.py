@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
 
@@ -26,6 +27,20 @@ class Scoring(StrEnum):
     """Each option's text scored as the answer, by mean log-probability a token. For small base models."""
 
 
+def require_distinct(options: Sequence[str]) -> None:
+    """Refuses options that are the same but for case and white space.
+
+    Raises:
+        ValueError: One stands there twice.
+    """
+    seen: set[str] = set()
+    for option in options:
+        folded = " ".join(option.casefold().split())
+        if folded in seen:
+            raise ValueError(f"option {option!r} stands there twice")
+        seen.add(folded)
+
+
 class McqItem(Frozen):
     """One question with 2 to 10 options; labels are positional (A, B, ...)."""
 
@@ -37,12 +52,7 @@ class McqItem(Frozen):
     @field_validator("options")
     @classmethod
     def _distinct(cls, options: tuple[str, ...]) -> tuple[str, ...]:
-        seen: set[str] = set()
-        for option in options:
-            folded = " ".join(option.casefold().split())
-            if folded in seen:
-                raise ValueError(f"option {option!r} stands there twice")
-            seen.add(folded)
+        require_distinct(options)
         return options
 
     @property
@@ -76,7 +86,34 @@ class LabelledChoice(Frozen):
     written: str
 
 
-def read_choices(choices: tuple[str, ...]) -> tuple[LabelledChoice, ...]:
+def require_count(count: int, field: str = "choices") -> None:
+    """Refuses anything but 2 to 10 options.
+
+    Raises:
+        InvalidInput: Too few or too many.
+    """
+    if not 2 <= count <= MAX_OPTIONS:
+        raise InvalidInput(
+            f"{field} holds {count} entries.", code="choices_count", hint=f"Send 2 to {MAX_OPTIONS} {field}."
+        )
+
+
+def require_own_labels(labels: Sequence[str]) -> None:
+    """Refuses a label that two options share.
+
+    Raises:
+        InvalidInput: A label is used twice.
+    """
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InvalidInput(
+                f"label {label!r} is used by {labels.count(label)} choices.",
+                code="duplicate_label",
+                hint="Give every choice its own label.",
+            )
+
+
+def read_choices(choices: tuple[str, ...], field: str = "choices") -> tuple[LabelledChoice, ...]:
     """Splits choices such as `"A) Paris"` into label and text; unlabelled ones get A, B, ... by position.
 
     Labels begin with A, so that a first choice such as "E. coli" is text.
@@ -84,10 +121,7 @@ def read_choices(choices: tuple[str, ...]) -> tuple[LabelledChoice, ...]:
     Raises:
         InvalidInput: Too few or too many, an empty text, a label used twice, or labelled and unlabelled ones mixed.
     """
-    if not 2 <= len(choices) <= MAX_OPTIONS:
-        raise InvalidInput(
-            f"choices holds {len(choices)} entries.", code="choices_count", hint=f"Send 2 to {MAX_OPTIONS} choices."
-        )
+    require_count(len(choices), field)
     matches = [_LABELLED.match(choice) for choice in choices]
     if matches[0] and matches[0]["label"].upper() != LABELS[0]:
         # "E. coli", "S. aureus": a list that does not begin with A has no labels.
@@ -96,7 +130,7 @@ def read_choices(choices: tuple[str, ...]) -> tuple[LabelledChoice, ...]:
     if any(labelled) and not all(labelled):
         bare = choices[labelled.index(False)]
         raise InvalidInput(
-            f"choices mixes labelled and unlabelled entries; {bare!r} has no label.",
+            f"{field} mixes labelled and unlabelled entries; {bare!r} has no label.",
             code="choices_mixed",
             hint="Label all of them ('A) ...', 'B) ...') or none.",
         )
@@ -107,12 +141,5 @@ def read_choices(choices: tuple[str, ...]) -> tuple[LabelledChoice, ...]:
         if not text:
             raise InvalidInput(f"choice {choice!r} has no text.", code="choice_empty", hint="Give every choice a text.")
         read.append(LabelledChoice(label=label, text=text, written=choice))
-    labels = [choice.label for choice in read]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise InvalidInput(
-                f"label {label!r} is used by {labels.count(label)} choices.",
-                code="duplicate_label",
-                hint="Give every choice its own label.",
-            )
+    require_own_labels([choice.label for choice in read])
     return tuple(read)

@@ -58,6 +58,18 @@ def render_mcq(domain: Domain, item: McqItem) -> tuple[Message, ...]:
     return (Message(role="system", content=system_text(domain)), Message(role="user", content=user))
 
 
+def explain_template(layout: McqLayout, *, with_passage: bool) -> str:
+    """The user turn's template for an explanation; it begins like the question did, so that the prefix is cached."""
+    return (layout.passage if with_passage else "") + layout.explain
+
+
+def explain_variables(item: McqItem, labels: Sequence[str], chosen: int) -> dict[str, str]:
+    """The values that `explain_template` takes; explanations are read by the client, so they speak its labels."""
+    lines = [f"{label}) {text}" for label, text in zip(labels, item.options, strict=True)]
+    values = {"question": item.question, "options": "\n".join(lines), "answer": lines[chosen]}
+    return {**values, "passage": item.passage} if item.passage else values
+
+
 def mcq_candidates(domain: Domain, item: McqItem) -> tuple[str, ...]:
     """What the assistant may answer, one per option: labels or option texts."""
     return item.labels if require_mcq(domain).scoring is Scoring.LETTERS else item.options

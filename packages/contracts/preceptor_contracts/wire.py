@@ -133,6 +133,14 @@ class AdapterState(StrEnum):
     FAILED = "failed"
 
 
+class AdapterOnEngine(Frozen):
+    """Where an adapter stands on one engine."""
+
+    state: AdapterState
+    reason: str = ""
+    """Why it is not ready there; empty where it is, or where nobody asked."""
+
+
 class AdapterView(Frozen):
     """An adapter as clients see it."""
 
@@ -140,8 +148,12 @@ class AdapterView(Frozen):
     domain: str
     served: str
     state: AdapterState
+    """`ready` where at least one engine that is in routing has it ready; else what the engines agree on, or `loading`
+    where one is loading it."""
     reason: str = ""
-    """Why it failed; empty otherwise."""
+    """Why it is not ready on every engine; empty where it is, or where nobody asked."""
+    engines: dict[str, AdapterOnEngine] = Field(default_factory=dict)
+    """By the engine's short name."""
     promoted: bool = False
     pinned: bool = False
     """Wanted in the engine though not promoted."""
@@ -163,6 +175,8 @@ class AdapterRequest(Frozen):
     """`POST /v1/adapters`: load a registered adapter."""
 
     adapter: AdapterName
+    pin: bool = True
+    """Load it again whenever an engine starts; false leaves a pin as it is."""
 
 
 class PromoteRequest(Frozen):
@@ -183,11 +197,26 @@ class AliasView(Frozen):
     previous: str | None
 
 
+class EngineView(Frozen):
+    """One engine as `GET /health` tells."""
+
+    engine: str
+    """Its short name: host and port."""
+    up: bool
+    version: str = ""
+    """Empty where it is down."""
+    in_flight: int
+    """Requests of this gateway that are open there."""
+    adapters_ready: int
+
+
 class Health(Frozen):
     """`GET /health`."""
 
     status: str
-    """`ok`, or `degraded` where the engine is down or a promoted adapter is not ready."""
+    """`ok`, or `degraded` where an engine is down or a promoted adapter is not ready on an engine that is up."""
     engine: str
+    """What answers, e.g. `vLLM 0.32.0`; `down` where no engine does."""
     domains: int
     adapters_ready: int
+    engines: tuple[EngineView, ...] = ()

@@ -14,6 +14,7 @@ from preceptor_gateway.adapters import endpoints as adapters
 from preceptor_gateway.adapters.reconciler import reconcile_forever
 from preceptor_gateway.adapters.registry import Registry
 from preceptor_gateway.adapters.service import AdapterService
+from preceptor_gateway.adapters.verification import Verifier
 from preceptor_gateway.chat import endpoints as chat
 from preceptor_gateway.chat.service import ChatService
 from preceptor_gateway.completions import endpoints as completions
@@ -21,8 +22,10 @@ from preceptor_gateway.completions.service import CompletionService
 from preceptor_gateway.domains import endpoints as domains
 from preceptor_gateway.domains.service import DomainService
 from preceptor_gateway.edge import Edge
-from preceptor_gateway.engine import EngineClient
+from preceptor_gateway.engine import EngineClient, EnginePool
+from preceptor_gateway.engine_urls import read_urls
 from preceptor_gateway.generate import endpoints as generate
+from preceptor_gateway.generate.service import GenerateService
 from preceptor_gateway.health import endpoints as health
 from preceptor_gateway.keys import endpoints as keys
 from preceptor_gateway.keys.callers import Limits
@@ -45,23 +48,26 @@ from preceptor_gateway.telemetry.switch import start_tracing
 
 
 def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain], store: AliasStore) -> Services:
-    engine = EngineClient(
-        settings.engine_url, settings.engine_api_key.get_secret_value(), timeout_s=settings.engine_timeout_s
-    )
-    adapter_service = AdapterService(Registry(settings.adapters_dir), store, engine, metrics, known)
-    domain_service = DomainService(known, adapter_service, engine, settings.default_domain)
+    key, timeout_s = settings.engine_api_key.get_secret_value(), settings.engine_timeout_s
+    engines = EnginePool([EngineClient(url, key, timeout_s) for url in read_urls(settings.engine_urls)], metrics)
+    registry = Registry(settings.adapters_dir)
+    adapter_service = AdapterService(registry, Verifier(registry, known), store, engines, metrics)
+    domain_service = DomainService(known, adapter_service, engines, settings.default_domain)
+    chat_service = ChatService(domain_service, metrics, max_messages=settings.max_messages)
+    relay = Relay(adapter_service, engines)
     return Services(
         settings=settings,
         keys=_keys(settings),
         limiter=_limiter(settings, metrics),
         metrics=metrics,
-        engine=engine,
+        engines=engines,
         adapters=adapter_service,
         domains=domain_service,
-        relay=Relay(adapter_service),
-        chat=ChatService(domain_service, metrics, max_messages=settings.max_messages),
+        relay=relay,
+        chat=chat_service,
         completions=CompletionService(domain_service),
-        mcq=McqService(domain_service, adapter_service, metrics),
+        mcq=McqService(domain_service, adapter_service, metrics, settings.batch_concurrency),
+        generate=GenerateService(domain_service, chat_service, relay, settings.batch_concurrency),
     )
 
 
@@ -106,13 +112,14 @@ def create_app(settings: GatewaySettings) -> Edge:
             await asyncio.gather(reconciler, key_watch, return_exceptions=True)
             await services.keys.close()
             await services.limiter.close()
-            await services.engine.close()
+            await services.engines.close()
             if tracing:
                 await tracing.close()
 
     app = FastAPI(title="Preceptor gateway", version="0.1.0", lifespan=lifespan)
     for feature in (chat, mcq, generate, adapters, domains, keys, health):
         app.include_router(feature.router)
+    app.include_router(domains.seeds)
     install_handlers(app)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]  # the way that FastAPI documents
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]

@@ -50,9 +50,15 @@ class Metrics:
         self.limits_alone = Counter(
             "preceptor_limits_alone", "Counts that Redis should have taken and did not.", registry=self.registry
         )
-        self.engine_up = Gauge("preceptor_engine_up", "1 where the engine answers.", registry=self.registry)
+        self.engine_up = Gauge("preceptor_engine_up", "1 where the engine answers.", ["engine"], registry=self.registry)
         self.adapter_ready = Gauge(
             "preceptor_adapter_ready", "1 where the canary passed.", ["domain", "adapter"], registry=self.registry
+        )
+        self.adapter_state = Gauge(
+            "preceptor_adapter_state",
+            "1 for the state that an adapter is in on an engine; other states have no series.",
+            ["domain", "adapter", "engine", "state"],
+            registry=self.registry,
         )
         self.adapter_loads = Counter(
             "preceptor_adapter_loads", "Loads into the engine.", ["adapter", "outcome"], registry=self.registry

@@ -168,6 +168,10 @@ def install_handlers(app: FastAPI) -> None:
             why = first.get("ctx", {}).get("error", "it cannot be decoded")
             return answer(request, BadRequest(f"The body is not JSON: {why}.", code="invalid_json"))
         field = ".".join(str(step) for step in first["loc"] if step != "body") or "body"
+        if isinstance(told := first.get("ctx", {}).get("error"), PreceptorError):
+            # A shape's own check of a field: its code and hint, at its place.
+            wrong = BadRequest(f"{field}: {told.message}", code=told.code, param=field, hint=told.hint)
+            return response_of(wrong, request_id_of(request))
         shown = repr(first.get("input"))
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         message = f"{field}: {first['msg'].removeprefix('Value error, ')} (got {shown})."

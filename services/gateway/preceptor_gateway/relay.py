@@ -14,8 +14,8 @@ from preceptor_contracts.errors import PreceptorError
 
 from preceptor_gateway.adapters.service import AdapterService
 from preceptor_gateway.domains.service import Target
-from preceptor_gateway.engine import EngineReply
-from preceptor_gateway.engine.client import EngineLostAdapter
+from preceptor_gateway.engine import EnginePool, EngineReply
+from preceptor_gateway.engine.client import EngineLostAdapter, EngineNotReached
 from preceptor_gateway.limits.gate import estimate_tokens
 from preceptor_gateway.problems import body_of
 from preceptor_gateway.telemetry.meter import CURRENT, CallMeter
@@ -108,8 +108,9 @@ class Answer:
 class Relay:
     """Starts calls and carries answers."""
 
-    def __init__(self, adapters: AdapterService) -> None:
+    def __init__(self, adapters: AdapterService, pool: EnginePool) -> None:
         self._adapters = adapters
+        self._pool = pool
 
     async def start(self, call: EngineCall) -> Answer:
         """Sends the request; returns when the engine's head is there. `close` the answer.
@@ -124,14 +125,30 @@ class Relay:
             domain = target.domain.name if target.domain else None
             meter = request.call(call.route, domain, target.adapter, target.served, call.body)
         try:
-            reply = await target.engine.start(call.path, call.body, meter.headers if meter else b"")
+            reply = await self._ask(call, meter.headers if meter else b"")
         except BaseException as error:
             if meter:
                 meter.end(error.code if isinstance(error, PreceptorError) else "interrupted")
-            if isinstance(error, EngineLostAdapter) and target.adapter:
-                self._adapters.lost(target.adapter)
             raise
         return Answer(reply, meter)
+
+    async def _ask(self, call: EngineCall, more: bytes) -> EngineReply:
+        """Asks an engine, and one other where that one gave no byte of an answer or has lost the adapter."""
+        target = call.target
+        try:
+            return await target.engine.start(call.path, call.body, more)
+        except EngineNotReached:
+            other = self._pool.elsewhere(target.engine, target.adapter)
+            if other is None:
+                raise
+        except EngineLostAdapter:
+            if target.adapter is None:
+                raise
+            self._adapters.lost(target.adapter, target.engine)
+            if not self._pool.has_ready(target.adapter):
+                raise
+            other = self._pool.pick(target.adapter)
+        return await other.start(call.path, call.body, more)
 
     async def whole(self, call: EngineCall) -> bytes:
         """The complete answer, the engine's bytes unless a safety message must come first."""

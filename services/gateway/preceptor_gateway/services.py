@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from preceptor_gateway.chat.service import ChatService
     from preceptor_gateway.completions.service import CompletionService
     from preceptor_gateway.domains.service import DomainService
-    from preceptor_gateway.engine import EngineClient
+    from preceptor_gateway.engine import EnginePool
+    from preceptor_gateway.generate.service import GenerateService
     from preceptor_gateway.keys.service import KeyService
     from preceptor_gateway.limits.limiter import Limiter
     from preceptor_gateway.mcq.service import McqService
@@ -29,13 +30,14 @@ class Services:
     keys: KeyService
     limiter: Limiter
     metrics: Metrics
-    engine: EngineClient
+    engines: EnginePool
     adapters: AdapterService
     domains: DomainService
     relay: Relay
     chat: ChatService
     completions: CompletionService
     mcq: McqService
+    generate: GenerateService
 
 
 async def get_services(request: Request) -> Services:

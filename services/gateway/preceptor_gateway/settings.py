@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from preceptor_contracts.errors import PrerequisiteError
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from preceptor_gateway.engine_urls import read_urls
 
 
 class GatewaySettings(BaseSettings):
@@ -21,7 +23,8 @@ class GatewaySettings(BaseSettings):
     """Bearer key with scope `use`."""
     admin_key: SecretStr = SecretStr("")
     """Bearer key with scopes `use` and `admin`."""
-    engine_url: str = "http://127.0.0.1:8001"
+    engine_urls: Annotated[str, Field(validation_alias="ENGINE_URLS")] = "http://127.0.0.1:8001"
+    """Comma-separated; the gateway spreads requests over them."""
     engine_api_key: Annotated[SecretStr, Field(validation_alias="ENGINE_API_KEY")] = SecretStr("")
     engine_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """Longest silence of the engine that is waited for, in seconds."""
@@ -33,6 +36,8 @@ class GatewaySettings(BaseSettings):
     """Asked where a request names none; empty means that a request must name one unless there is only one."""
     reconcile_seconds: Annotated[float, Field(gt=0)] = 2.0
     """Pause between looks at what the engine serves."""
+    batch_concurrency: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Prompts of one batch (`/v1/mcq`, `/generate/batch`) in the engine at a time."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
     max_messages: Annotated[int, Field(ge=1)] = 256
     """Of a conversation."""
@@ -62,6 +67,12 @@ class GatewaySettings(BaseSettings):
     langsmith_api_key: Annotated[SecretStr, Field(validation_alias="LANGSMITH_API_KEY")] = SecretStr("")
     langsmith_endpoint: Annotated[str, Field(validation_alias="LANGSMITH_ENDPOINT")] = "https://api.smith.langchain.com"
     langsmith_project: Annotated[str, Field(validation_alias="LANGSMITH_PROJECT")] = "preceptor"
+
+    @field_validator("engine_urls")
+    @classmethod
+    def _are_urls(cls, text: str) -> str:
+        read_urls(text)
+        return text
 
     def require_keys(self) -> None:
         """Refuses to serve without keys.

@@ -8,10 +8,11 @@ from pathlib import Path
 from preceptor_contracts.files import write_atomic
 from preceptor_contracts.frozen import Frozen, read_json
 from preceptor_contracts.served_names import AdapterName, DomainName
+from preceptor_contracts.wire_aliases import AliasMove, MoveKind
 from pydantic import Field
 
 _KEPT = 50
-"""Moves remembered per alias."""
+"""Moves remembered per alias, and entries of its history."""
 
 
 class Move(Frozen):
@@ -28,6 +29,9 @@ class Alias(Frozen):
     """An alias with its past; the last move is the present one."""
 
     moves: tuple[Move, ...] = ()
+    """What a rollback goes back through; it takes the last one away."""
+    history: tuple[AliasMove, ...] = ()
+    """Everything that happened, rollbacks too, oldest first."""
 
     @property
     def promoted(self) -> str | None:
@@ -38,6 +42,25 @@ class Alias(Frozen):
     def previous(self) -> str | None:
         """The adapter that a rollback would restore."""
         return self.moves[-2].adapter if len(self.moves) > 1 else None
+
+    @property
+    def can_step_back(self) -> bool:
+        """True where a rollback has somewhere to go; what it restores may be nothing."""
+        return len(self.moves) > 1
+
+    @property
+    def past(self) -> tuple[AliasMove, ...]:
+        """The history, oldest first; of a file of an earlier version, which has none, the moves."""
+        return self.history or tuple(
+            AliasMove(at=move.at, kind=MoveKind.PROMOTE, adapter=move.adapter, report=move.report)
+            for move in self.moves
+        )
+
+    def then(self, moves: tuple[Move, ...], kind: MoveKind) -> Alias:
+        """The alias after one more event."""
+        now = moves[-1]
+        entry = AliasMove(at=datetime.now(UTC), kind=kind, adapter=now.adapter, report=now.report)
+        return Alias(moves=moves[-_KEPT:], history=(*self.past, entry)[-_KEPT:])
 
 
 class AliasFile(Frozen):
@@ -65,22 +88,23 @@ class AliasStore:
         return self._content.pinned
 
     def wanted(self) -> frozenset[str]:
-        """Every adapter that the engine should hold: promoted, one step back (for an instant rollback), pinned."""
+        """Every adapter that every engine should hold: promoted, one step back (for an instant rollback), pinned."""
         aliases = self._content.aliases.values()
         names = {name for alias in aliases for name in (alias.promoted, alias.previous) if name}
         return frozenset(names | set(self.pinned))
 
-    def move(self, domain: str, adapter: str, report: str | None) -> Alias:
-        """Points an alias at an adapter; doing it again changes nothing."""
+    def move(self, domain: str, adapter: str | None, report: str | None, kind: MoveKind = MoveKind.PROMOTE) -> Alias:
+        """Points an alias at an adapter, or at nothing; doing it again changes nothing."""
         alias = self.alias(domain)
         if alias.promoted == adapter:
             return alias
         move = Move(adapter=adapter, at=datetime.now(UTC), report=report)
-        return self._save_alias(domain, Alias(moves=(*alias.moves, move)[-_KEPT:]))
+        return self._save_alias(domain, alias.then((*alias.moves, move), kind))
 
     def step_back(self, domain: str) -> Alias:
         """Undoes the last move."""
-        return self._save_alias(domain, Alias(moves=self.alias(domain).moves[:-1]))
+        alias = self.alias(domain)
+        return self._save_alias(domain, alias.then(alias.moves[:-1], MoveKind.ROLLBACK))
 
     def pin(self, adapter: str) -> None:
         """Wants an adapter in the engine."""

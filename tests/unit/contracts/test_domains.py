@@ -40,6 +40,8 @@ def test_good_domain_loads(tmp_path: Path) -> None:
         ("You are a clinic.", "'A { brace'", "write a literal brace twice"),
         ("{scoring: options}", "{scoring: guess}", "mcq.scoring"),
         ("{scoring: options}", "{scoring: options, options: 'no placeholder'}", "placeholder {question} is missing"),
+        ("{scoring: options}", "{scoring: options, explain: '{question}'}", "placeholder {answer} is missing"),
+        ("{scoring: options}", "{scoring: options, explain: '{question}{answer}{x}'}", "unknown placeholder {x}"),
         ("grader: mcq", "grader: sql", "grader 'sql' needs `database`"),
         ("grader: mcq", "grader: mcq\nsafety: [{name: e, message: m, patterns: ['(']}]", "not a regular expression"),
         ("grader: mcq", "grader: [", "line"),
@@ -69,3 +71,22 @@ def test_prompt_sha_follows_what_shapes_a_prompt_only(tmp_path: Path) -> None:
     retitled = load_domain(write(tmp_path, GOOD.replace("title: Clinic", "title: Other"))).domain.prompt_sha
     reworded = load_domain(write(tmp_path, GOOD.replace("a clinic", "the clinic"))).domain.prompt_sha
     assert first == retitled != reworded
+
+
+def test_how_an_explanation_is_asked_shapes_no_trained_prompt(tmp_path: Path) -> None:
+    first = load_domain(write(tmp_path, GOOD)).domain.prompt_sha
+    explained = GOOD.replace("{scoring: options}", "{scoring: options, explain: '{question} {answer} Why?'}")
+    domain = load_domain(write(tmp_path, explained)).domain
+    assert domain.mcq is not None
+    assert domain.mcq.explain == "{question} {answer} Why?"
+    assert domain.prompt_sha == first
+
+
+def test_a_field_that_adapters_know_nothing_of_leaves_their_sha_alone() -> None:
+    # As of before `mcq.explain`: adapters trained then must stay servable.
+    known = {
+        "allergy": "716239c5e9c3620119bcce909adba5dfc56c39b1185886ef4e5d717b514111fe",
+        "sql": "0892a1f510a724e2bedde97172d04343def9fe6a26ff8f2c1b96d10aa51185db",
+    }
+    shipped = load_domains(Path(__file__).parents[3] / "domains")
+    assert {name: shipped[name].domain.prompt_sha for name in known} == known

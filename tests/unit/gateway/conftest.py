@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -16,7 +17,7 @@ from pydantic import SecretStr
 
 from tests.fakes.adapters import canary_for, write_adapter, write_report
 from tests.fakes.engine import FakeEngine
-from tests.fakes.serving import serve
+from tests.fakes.serving import free_port, serve
 
 V1, V2 = "clinic-v1-00000001", "clinic-v2-00000002"
 
@@ -44,6 +45,28 @@ def write_domain(root: Path, scoring: str) -> Domain:
 
 
 @dataclass
+class EngineHost:
+    """A fake engine in a server of its own, which can die and come back on the same port."""
+
+    fake: FakeEngine = field(default_factory=FakeEngine)
+    port: int = field(default_factory=free_port)
+    _life: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def name(self) -> str:
+        """As the gateway shows it."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self._life.enter_context(serve(self.fake.app(), self.port))
+
+    def kill(self) -> None:
+        """Ends the server, connections and all; what comes back has no adapters."""
+        self._life.close()
+        self.fake.restart()
+
+
+@dataclass
 class Stack:
     """What a test may look at and break."""
 
@@ -55,6 +78,8 @@ class Stack:
     admin: httpx.Client
     stop: Callable[[], object]
     """Ends the gateway, as the end of the test would."""
+    hosts: list[EngineHost] = field(default_factory=list)
+    """Every engine of the test; `fake` is the first one's."""
 
     @property
     def adapters(self) -> Path:
@@ -88,20 +113,22 @@ StackMaker = Callable[..., Stack]
 @pytest.fixture
 def make_stack(tmp_path: Path) -> Iterator[StackMaker]:
     """Builds stacks; a second call on the same folders is a gateway restart."""
-    from contextlib import ExitStack
-
     with ExitStack() as exits:
-        fake = FakeEngine()
-        engine_url = exits.enter_context(serve(fake.app()))
+        hosts: list[EngineHost] = []
 
-        def make(scoring: str = "options", **settings: object) -> Stack:
+        def make(scoring: str = "options", *, engines: int = 1, **settings: object) -> Stack:
+            while len(hosts) < engines:
+                hosts.append(EngineHost())
+                hosts[-1].start()
+                exits.callback(hosts[-1].kill)
+            fake = hosts[0].fake
             root = tmp_path
             domains = root / "domains"
             domain = load_domain(domains / "clinic").domain if domains.exists() else write_domain(domains, scoring)
             values: dict[str, object] = {
                 "api_key": SecretStr("use-key"),
                 "admin_key": SecretStr("admin-key"),
-                "engine_url": engine_url,
+                "ENGINE_URLS": ",".join(f"http://{host.name}" for host in hosts),
                 "DOMAINS_DIR": domains,
                 "ADAPTERS_DIR": root / "adapters",
                 "data_dir": root / "gateway",
@@ -111,11 +138,11 @@ def make_stack(tmp_path: Path) -> Iterator[StackMaker]:
             }
             gateway = exits.enter_context(ExitStack())
             url = gateway.enter_context(serve(create_app(GatewaySettings(_env_file=None, **values))))  # type: ignore[arg-type]  # test values by name
-            clients = [
+            use, admin = [
                 exits.enter_context(httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=10))
                 for key in ("use-key", "admin-key")
             ]
-            return Stack(fake, domain, root, url, *clients, stop=gateway.close)
+            return Stack(fake, domain, root, url, use, admin, gateway.close, hosts)
 
         yield make
 

@@ -160,7 +160,7 @@ def test_engine_failures_are_mapped(make_stack: StackMaker) -> None:
     stack.fake.fail_with = 0
     stack.fake.token_delay_s = 2.0
     assert stack.chat("base").status_code == 504
-    down = make_stack(engine_url="http://127.0.0.1:9")
+    down = make_stack(ENGINE_URLS="http://127.0.0.1:9")
     answer = down.chat("base")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_down")
     assert int(answer.headers["retry-after"]) > 0

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from preceptor_contracts.domains import Domain, McqLayout
 from preceptor_contracts.mcq import McqItem, Scoring
 from preceptor_contracts.messages import Message, wire
-from preceptor_contracts.prompts import render_chat, render_mcq
+from preceptor_contracts.prompts import explain_template, explain_variables, render_chat, render_mcq, system_text
 from preceptor_gateway.domains.prompts import DomainPrompt
+from preceptor_gateway.mcq.explaining import Explainer
 
 _text = st.text(min_size=1, max_size=60).filter(lambda text: bool(text.strip())) | st.sampled_from(
     [r"\frac{a}{b} $x^2$", "{question}", "{{x}}", "$HOME %s {0} {", "😀 ﷽ \u202e", '{"json": [1]}', "a\n\nb\t"]
@@ -39,6 +40,17 @@ def domain(scoring: Scoring) -> Domain:
 def test_mcq_renderings_agree(scoring: Scoring, item: McqItem) -> None:
     one = domain(scoring)
     assert DomainPrompt(one).mcq(item) == wire(render_mcq(one, item))
+
+
+@given(item=_items, chosen=st.integers(0, 9))
+def test_explanations_agree(item: McqItem, chosen: int) -> None:
+    one = domain(Scoring.LETTERS)
+    assert one.mcq is not None
+    template = Explainer().template(one, with_passage=bool(item.passage))
+    variables = explain_variables(item, item.labels, chosen % len(item.options))
+    theirs = [str(message.content) for message in template.format_messages(**variables)]
+    body = explain_template(one.mcq, with_passage=bool(item.passage))
+    assert theirs == [system_text(one), body.format(**variables)]
 
 
 @given(contents=st.lists(_text, min_size=1, max_size=4), system=st.none() | _text)

@@ -129,6 +129,8 @@ class FakeGateway:
         self.settings = settings
         self.promoted: list[dict[str, str]] = []
         self.registered: list[str] = []
+        self.pinned: set[str] = set()
+        self.unpin_fails = False
         self.extra_token = False
         self._tokenizer = load_tokenizer(settings.base_model)
         self.canary_fails = False
@@ -146,6 +148,8 @@ class FakeGateway:
             return self._render(path.split("/")[3], body)
         if path == "/v1/adapters":
             return self._register(body["adapter"])
+        if path.endswith("/pin"):
+            return self._unpin(path.split("/")[3])
         if path.endswith("/promote"):
             self.promoted.append(body)
             answer = {"domain": path.split("/")[3], "promoted": body["adapter"], "previous": None}
@@ -170,8 +174,17 @@ class FakeGateway:
     def _register(self, name: str) -> httpx.Response:
         verify_files(read_adapter(self.settings.adapters_dir / name))
         self.registered.append(name)
+        self.pinned.add(name)
         state = "failed" if self.canary_fails else "ready"
         view = {"adapter": name, "domain": "plants", "served": f"plants:{name}", "state": state, "reason": "canary"}
+        return httpx.Response(200, json=view)
+
+    def _unpin(self, name: str) -> httpx.Response:
+        if self.unpin_fails:
+            problem = {"message": "Gone.", "type": "not_found_error", "code": "unknown_adapter"}
+            return httpx.Response(404, json={"error": problem, "request_id": "1"})
+        self.pinned.discard(name)
+        view = {"adapter": name, "domain": "plants", "served": f"plants:{name}", "state": "ready"}
         return httpx.Response(200, json=view)
 
     def _mcq(self, body: dict[str, Any]) -> httpx.Response:

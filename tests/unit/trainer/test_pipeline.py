@@ -51,6 +51,7 @@ def test_a_better_adapter_goes_all_the_way(
     assert len(set(adapter.manifest.label_token_ids.values())) == 10
     evaluated = run.result(Stage.EVALUATE, Evaluated)
     assert gateway.promoted == [{"adapter": name, "report": evaluated.report}]
+    assert gateway.pinned == set()
     assert (adapter.path / "reports" / evaluated.report).is_file()
     verify_files(adapter)
     assert f"Promoted {name}" in output.getvalue()
@@ -70,6 +71,21 @@ def test_an_adapter_that_is_not_better_is_not_promoted(shop: Workshop, run: RunD
     assert run.result(Stage.EVALUATE, Evaluated).verdict is Verdict.TOO_FEW
     assert not run.result(Stage.PROMOTE, Promoted).promoted
     assert gateway.promoted == []
+    assert gateway.pinned == set()
+
+
+def test_an_adapter_stays_pinned_until_its_verdict(shop: Workshop, run: RunDir, gateway: FakeGateway) -> None:
+    pipeline.go_on(shop, run, last=Stage.EVALUATE)
+    assert gateway.pinned == {run.result(Stage.PUBLISH, Published).adapter}
+
+
+def test_a_pin_that_cannot_be_taken_away_is_told_and_changes_no_verdict(
+    shop: Workshop, run: RunDir, gateway: FakeGateway, output: io.StringIO
+) -> None:
+    gateway.unpin_fails = True
+    pipeline.go_on(shop, run, last=Stage.PROMOTE)
+    assert run.result(Stage.PROMOTE, Promoted).promoted
+    assert "/pin takes it" in " ".join(output.getvalue().split())
 
 
 def test_other_token_ids_in_the_engine_stop_everything_before_training(

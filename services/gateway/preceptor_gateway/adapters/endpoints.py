@@ -1,4 +1,4 @@
-"""`/v1/adapters`: list, load, unload."""
+"""`/v1/adapters`: list, load, pin, unload."""
 
 from __future__ import annotations
 
@@ -14,16 +14,34 @@ router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 @router.get("", dependencies=[USE])
 async def list_adapters(services: ServicesDep) -> AdapterList:
     """Lists every whole adapter on disk with its state."""
-    return AdapterList(data=services.adapters.views())
+    return AdapterList(data=await services.adapters.views())
+
+
+@router.get("/{name}", dependencies=[USE])
+async def get_adapter(name: str, services: ServicesDep) -> AdapterView:
+    """Shows one adapter, and where it stands on each engine."""
+    return await services.adapters.view(name)
 
 
 @router.post("", dependencies=[ADMIN])
 async def load(request: AdapterRequest, services: ServicesDep) -> AdapterView:
-    """Verifies, loads and probes an adapter; answers when it is ready."""
-    return await services.adapters.load(request.adapter)
+    """Verifies, loads and probes an adapter on every engine; answers when it is ready. Pins it unless told not to."""
+    return await services.adapters.load(request)
+
+
+@router.put("/{name}/pin", dependencies=[ADMIN])
+async def pin(name: str, services: ServicesDep) -> AdapterView:
+    """Has an adapter loaded whenever an engine starts; answers at once."""
+    return await services.adapters.pin(name)
+
+
+@router.delete("/{name}/pin", dependencies=[ADMIN])
+async def unpin(name: str, services: ServicesDep) -> AdapterView:
+    """Takes the pin away; the adapter stays loaded until the engine starts again."""
+    return await services.adapters.unpin(name)
 
 
 @router.delete("/{name}", dependencies=[ADMIN])
 async def unload(name: str, services: ServicesDep) -> AdapterView:
-    """Takes an adapter out of the engine; its folder stays."""
+    """Takes an adapter out of every engine, and its pin away; its folder stays."""
     return await services.adapters.unload(name)

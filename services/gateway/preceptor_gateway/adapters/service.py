@@ -1,70 +1,45 @@
-"""What the gateway wants the engine to hold, what is ready, and which adapter each alias points at."""
+"""Which adapters are wanted, which are ready, and which one each alias points at, over all engines."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Sequence
 
 import structlog
-from preceptor_contracts.domains import Domain
 from preceptor_contracts.errors import ManifestInvalid, PreceptorError
-from preceptor_contracts.manifest import AdapterFolder, Manifest, verify_files
+from preceptor_contracts.manifest import Manifest
 from preceptor_contracts.report import Verdict
 from preceptor_contracts.served_names import adapter_domain
-from preceptor_contracts.wire import AdapterState, AdapterView, AliasView, PromoteRequest
+from preceptor_contracts.wire import AdapterRequest, AdapterState, AdapterView, AliasView, PromoteRequest
+from preceptor_contracts.wire_aliases import AliasHistory, MoveKind
 
-from preceptor_gateway.adapters.canary import CanaryFailed, check_canary
+from preceptor_gateway.adapters.on_engine import FOLDER_GONE, AdaptersOnEngine
+from preceptor_gateway.adapters.patience import all_but_slow
 from preceptor_gateway.adapters.registry import Registry
-from preceptor_gateway.engine import EngineClient
+from preceptor_gateway.adapters.verification import Verifier
+from preceptor_gateway.adapters.views import together
+from preceptor_gateway.engine import EngineClient, EnginePool
 from preceptor_gateway.metrics import Metrics
-from preceptor_gateway.problems import BadRequest, Conflict, GatewayError, Unavailable
+from preceptor_gateway.problems import Conflict, NotFound, Unavailable
 from preceptor_gateway.store import AliasStore
 
 log = structlog.get_logger("adapters")
 
 
-class _Cause(StrEnum):
-    """Why an adapter failed, which says what can heal it."""
-
-    MANIFEST = "manifest"
-    """Another manifest."""
-    ENGINE = "engine"
-    """Another engine: the canary failed or the load was refused."""
-    FOLDER = "folder"
-    """The folder's return."""
-
-
-@dataclass
-class _Status:
-    state: AdapterState = AdapterState.REGISTERED
-    reason: str = ""
-    cause: _Cause | None = None
-    stamp: int = 0
-    """The manifest's time of writing when it failed."""
-    probed: bool = False
-    """The engine held it when its canary failed."""
-    manifest: Manifest | None = None
-    """Kept from the moment of readiness, so that the hot path reads no file."""
-
-
 class AdapterService:
-    """The registry on disk is the wish, the engine's own list is the fact."""
+    """The registry on disk is the wish, each engine's own list is the fact."""
 
     def __init__(
-        self, registry: Registry, store: AliasStore, engine: EngineClient, metrics: Metrics, domains: dict[str, Domain]
+        self, registry: Registry, verifier: Verifier, store: AliasStore, pool: EnginePool, metrics: Metrics
     ) -> None:
         self._registry = registry
         self._store = store
-        self._engine = engine
-        self._metrics = metrics
-        self._domains = domains
-        self._status: defaultdict[str, _Status] = defaultdict(_Status)
+        self._pool = pool
+        self.on = tuple(AdaptersOnEngine(one, pool, registry, verifier, store, metrics) for one in pool.engines)
+        """One per engine."""
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self.nudge = asyncio.Event()
-        """Set where the engine was seen to have lost an adapter; the reconciler waits on it."""
-        self._engine_was_away = False
+        """Held while the wish for an adapter changes. Each engine has locks of its own for the facts."""
 
     # --- hot path: memory only ---
 
@@ -73,63 +48,92 @@ class AdapterService:
         return self._store.alias(domain).promoted
 
     def is_ready(self, adapter: str) -> bool:
-        """True where the canary passed since the engine was last seen to have the adapter."""
-        return adapter in self._status and self._status[adapter].state is AdapterState.READY
+        """True where an engine in routing has it, and its canary passed there since the adapter was last missing."""
+        return self._pool.has_ready(adapter)
 
     def ready(self, domain: str) -> list[str]:
-        """Ready adapters of a domain, by name."""
-        return sorted(
-            name
-            for name, status in self._status.items()
-            if status.state is AdapterState.READY and status.manifest and status.manifest.domain == domain
-        )
+        """Adapters of a domain that can be asked now, by name."""
+        names = {name for one in self.on if not one.engine.is_out for name in one.engine.ready}
+        return sorted(name for name in names if adapter_domain(name) == domain)
 
     def require_ready(self, adapter: str) -> Manifest:
-        """Returns a ready adapter's manifest.
+        """Returns the manifest of an adapter that can be asked now.
 
         Raises:
             NotFound: No such adapter.
-            Unavailable: It is loading, or failed, or nobody asked to load it.
+            Unavailable: No engine answers, or it is loading, or failed, or nobody asked to load it.
         """
-        status = self._status.get(adapter)
-        if status and status.state is AdapterState.READY and status.manifest:
-            return status.manifest
-        self._registry.read(adapter)
-        state = status.state if status else AdapterState.REGISTERED
-        if state is AdapterState.FAILED and status:
-            raise Unavailable(f"{adapter!r} cannot be served: {status.reason}", code="adapter_failed")
-        if state is AdapterState.LOADING or adapter in self._store.wanted():
-            self.nudge.set()
-            why = f" Last time: {status.reason}" if status and status.reason else ""
-            raise Unavailable(
+        for one in self.on:
+            if manifest := one.manifest(adapter):
+                return manifest
+        raise self._why_not(adapter)
+
+    def _why_not(self, adapter: str) -> PreceptorError:
+        wanted = adapter in self._store.wanted()
+        if not wanted:
+            self._registry.read(adapter)
+        state, reason = self._stand(adapter)
+        if state is AdapterState.FAILED:
+            return Unavailable(f"{adapter!r} cannot be served: {reason}", code="adapter_failed")
+        if all(one.engine.is_out for one in self.on):
+            return self._pool.nobody(adapter)
+        if state is AdapterState.LOADING or wanted:
+            self.nudge()
+            why = f" Last time: {reason}" if reason else ""
+            return Unavailable(
                 f"{adapter!r} is being loaded.{why}", code="adapter_loading", hint="Try again.", retry_after_s=2
             )
-        raise Unavailable(
+        return Unavailable(
             f"{adapter!r} is not loaded.",
             code="adapter_not_loaded",
             hint=f'POST /v1/adapters {{"adapter": "{adapter}"}} loads it (admin key).',
         )
 
-    def lost(self, adapter: str) -> None:
-        """Notes that the engine answered that it does not know an adapter."""
-        if self.is_ready(adapter):
-            self._set(adapter, AdapterState.REGISTERED, "The engine lost it.")
-        self.nudge.set()
+    def require_known(self, adapter: str) -> None:
+        """Raises `NotFound` where there is no such adapter on disk."""
+        self._registry.require(adapter)
+
+    def lost(self, adapter: str, engine: EngineClient) -> None:
+        """Notes that an engine answered that it does not know an adapter."""
+        next(one for one in self.on if one.engine.client is engine).lost(adapter)
+
+    def nudge(self) -> None:
+        """Has every engine looked at now."""
+        for one in self.on:
+            one.engine.nudge.set()
 
     # --- control path ---
 
-    def views(self) -> tuple[AdapterView, ...]:
+    async def views(self) -> tuple[AdapterView, ...]:
         """Every adapter on disk as clients see it, and those that are wanted and gone."""
-        on_disk = self._registry.names()
-        return tuple(self.view(name) for name in [*on_disk, *sorted(self._store.wanted() - set(on_disk))])
+        return await asyncio.to_thread(self._views)
 
-    def view(self, name: str) -> AdapterView:
-        """One adapter as clients see it."""
-        status = self._status[name]
-        state, reason, manifest, report = status.state, status.reason, None, None
+    def _views(self) -> tuple[AdapterView, ...]:
+        on_disk = self._registry.names()
+        return tuple(self._view(name) for name in [*on_disk, *sorted(self._store.wanted() - set(on_disk))])
+
+    async def view(self, name: str) -> AdapterView:
+        """One adapter as clients see it.
+
+        Raises:
+            NotFound: It is neither on disk nor wanted.
+        """
+        if name not in self._store.wanted():
+            await asyncio.to_thread(self._registry.require, name)
+        return await asyncio.to_thread(self._view, name)
+
+    def _stand(self, name: str) -> tuple[AdapterState, str]:
+        asked = [one.engine.name for one in self.on if not one.engine.is_out]
+        return together({one.engine.name: one.view(name) for one in self.on}, asked)
+
+    def _view(self, name: str) -> AdapterView:
+        state, reason = self._stand(name)
+        manifest, report = None, None
         try:
             manifest = self._registry.read(name).manifest
             report = self._registry.newest_report(name)
+        except NotFound:
+            state, reason = AdapterState.FAILED, FOLDER_GONE
         except PreceptorError as error:
             state, reason = AdapterState.FAILED, error.message
         domain = adapter_domain(name) or name
@@ -139,6 +143,7 @@ class AdapterService:
             served=f"{domain}:{name}",
             state=state,
             reason=reason,
+            engines={one.engine.name: one.view(name) for one in self.on},
             promoted=self.promoted(domain) == name,
             pinned=name in self._store.pinned,
             created_at=manifest.created_at if manifest else None,
@@ -147,39 +152,62 @@ class AdapterService:
             report=report[0] if report else None,
         )
 
-    async def load(self, name: str) -> AdapterView:
-        """Loads an adapter and keeps it loaded; returns when its canary passed."""
-        self._registry.read(name)
+    async def load(self, request: AdapterRequest) -> AdapterView:
+        """Loads an adapter on every engine that is up; returns when its canary passed there."""
+        name = request.adapter
+        await asyncio.to_thread(self._registry.read, name)
         async with self._locks[name]:
             await self._make_ready(name)
+            if request.pin:
+                self._store.pin(name)
+        return await self.view(name)
+
+    async def pin(self, name: str) -> AdapterView:
+        """Wants an adapter on every engine from now on; the reconciler loads it."""
+        await asyncio.to_thread(self._registry.read, name)
+        async with self._locks[name]:
             self._store.pin(name)
-        return self.view(name)
+        self.nudge()
+        return await self.view(name)
+
+    async def unpin(self, name: str) -> AdapterView:
+        """Wants an adapter no longer, unless an alias does. It stays where it is until that engine starts again."""
+        async with self._locks[name]:
+            found = await self.view(name)
+            self._store.unpin(name)
+        return found.model_copy(update={"pinned": False})
 
     async def unload(self, name: str) -> AdapterView:
-        """Takes an adapter out of the engine, also one whose folder is gone."""
-        if name not in self._store.wanted():
-            self._registry.require(name)
+        """Takes an adapter out of every engine, also one whose folder is gone."""
         async with self._locks[name]:
+            if name not in self._store.wanted():
+                await asyncio.to_thread(self._registry.require, name)
             alias = self._store.alias(adapter_domain(name) or name)
             if name in (alias.promoted, alias.previous):
                 what = "promoted" if name == alias.promoted else "what a rollback would restore"
                 raise Conflict(f"{name!r} is {what}.", code="adapter_promoted", hint="Promote another one first.")
             self._store.unpin(name)
-            self._set(name, AdapterState.REGISTERED, "")
-            await self._engine.unload(name)
-        return self.view(name)
+            await all_but_slow([one.drop(name) for one in self.on], lambda: True)
+        return await asyncio.to_thread(self._view, name)
 
-    async def promote(self, domain: str, request: PromoteRequest) -> AliasView:
+    async def promote(self, domain: str, request: PromoteRequest, kind: MoveKind = MoveKind.PROMOTE) -> AliasView:
         """Moves an alias. The adapter is made ready first, so no request ever meets one that is not."""
         name = request.adapter
-        adapter = self._registry.read(name)
+        adapter = await asyncio.to_thread(self._registry.read, name)
         if adapter.manifest.domain != domain:
             raise Conflict(f"{name!r} is of domain {adapter.manifest.domain!r}, not {domain!r}.", code="wrong_domain")
-        self._check_report(name, request)
+        await asyncio.to_thread(self._check_report, name, request)
         async with self._locks[name]:
             await self._make_ready(name)
-            self._store.move(domain, name, request.report)
+            self._store.move(domain, name, request.report, kind)
         log.info("promoted", domain=domain, adapter=name, report=request.report, forced=request.force)
+        return self.alias(domain)
+
+    def point_at_nothing(self, domain: str) -> AliasView:
+        """Moves an alias to nothing, so that the domain's base model answers; a rollback undoes it."""
+        if self.promoted(domain):
+            self._store.move(domain, None, None, MoveKind.SWITCH)
+            log.info("switched to the base model", domain=domain)
         return self.alias(domain)
 
     def _check_report(self, name: str, request: PromoteRequest) -> None:
@@ -202,14 +230,18 @@ class AdapterService:
 
     async def rollback(self, domain: str) -> AliasView:
         """Moves an alias one step back."""
-        previous = self._store.alias(domain).previous
-        if previous is None:
+        alias = self._store.alias(domain)
+        if not alias.can_step_back:
             raise Conflict(f"Domain {domain!r} has nothing to roll back to.", code="no_previous")
-        async with self._locks[previous]:
-            await self._make_ready(previous)
-            if self._store.alias(domain).previous != previous:
-                raise Conflict(f"The alias {domain!r} was moved meanwhile.", code="alias_moved", hint="Look again.")
+        previous = alias.previous
+        if previous is None:
             self._store.step_back(domain)
+        else:
+            async with self._locks[previous]:
+                await self._make_ready(previous)
+                if self._store.alias(domain) != alias:
+                    raise Conflict(f"The alias {domain!r} was moved meanwhile.", code="alias_moved", hint="Look again.")
+                self._store.step_back(domain)
         log.info("rolled back", domain=domain, adapter=previous)
         return self.alias(domain)
 
@@ -218,115 +250,31 @@ class AdapterService:
         alias = self._store.alias(domain)
         return AliasView(domain=domain, promoted=alias.promoted, previous=alias.previous)
 
+    def history(self, domain: str) -> AliasHistory:
+        """What an alias pointed at, newest first."""
+        return AliasHistory(domain=domain, data=self._store.alias(domain).past[::-1])
+
+    def wanted_not_ready(self, domains: Sequence[str]) -> list[str]:
+        """Promoted adapters that an engine in routing lacks, or all where an engine came back and was not settled."""
+        promoted = {name for domain in domains if (name := self.promoted(domain))}
+        up = [one for one in self.on if not one.engine.is_out]
+        return sorted(
+            name
+            for name in promoted
+            if not self.is_ready(name) or any(one.was_away or name not in one.engine.ready for one in up)
+        )
+
     async def _make_ready(self, name: str) -> None:
-        """Verifies, loads and probes an adapter unless it is ready; the caller holds its lock.
+        """Makes an adapter ready on every engine in routing; the caller holds its lock.
 
         Raises:
-            PreceptorError: Why it cannot be served; its state is `failed` then, or `registered` where another try
-                may help.
+            PreceptorError: Why no engine can serve it.
         """
-        if self.is_ready(name):
-            return
-        self._set(name, AdapterState.LOADING, self._status[name].reason)
-        try:
-            adapter = await asyncio.to_thread(self._verified, name)
-            await self._engine.load(name, str(adapter.path))
-            await check_canary(self._engine, adapter.manifest)
-        except ManifestInvalid as error:
-            self._fail(name, _Cause.MANIFEST, error.message)
-            raise
-        except (BadRequest, CanaryFailed) as error:
-            self._fail(name, _Cause.ENGINE, error.message)
-            self._status[name].probed = isinstance(error, CanaryFailed)
-            raise
-        except BaseException as error:
-            # Whatever else happened, a client that hung up included: nobody may find it loading for ever.
-            reason = error.message if isinstance(error, PreceptorError) else f"Loading was interrupted ({error!r})."
-            self._metrics.adapter_loads.labels(name, "interrupted").inc()
-            self._set(name, AdapterState.REGISTERED, reason)
-            raise
-        self._metrics.adapter_loads.labels(name, "ready").inc()
-        self._status[name].manifest = adapter.manifest
-        self._set(name, AdapterState.READY, "")
-        log.info("adapter ready", adapter=name)
-
-    def _fail(self, name: str, cause: _Cause, reason: str) -> None:
-        self._set(name, AdapterState.FAILED, reason)
-        self._status[name].cause, self._status[name].stamp = cause, self._registry.stamp(name)
-        self._metrics.adapter_loads.labels(name, "failed").inc()
-        log.warning("adapter failed", adapter=name, reason=reason)
-
-    def _verified(self, name: str) -> AdapterFolder:
-        adapter = self._registry.read(name)
-        domain = self._domains.get(adapter.manifest.domain)
-        if domain is None:
-            raise ManifestInvalid(f"{name!r} is of domain {adapter.manifest.domain!r}, which is not here.")
-        if domain.prompt_sha != adapter.manifest.prompt_sha:
-            raise ManifestInvalid(
-                f"{name!r} was trained under another prompt of domain {domain.name!r}.",
-                hint="Train again, or restore the prompt in domain.yaml.",
-            )
-        verify_files(adapter)
-        return adapter
-
-    async def reconcile(self) -> None:
-        """Closes the difference between wish and fact, once.
-
-        Raises:
-            GatewayError: The engine does not answer.
-        """
-        # Taken before asking: what becomes ready while the answer travels is not in it.
-        ready_before = [name for name in self._status if self.is_ready(name)]
-        try:
-            served = await self._engine.names()
-        except GatewayError:
-            self._metrics.engine_up.set(0)
-            self._engine_was_away = True
-            raise
-        self._metrics.engine_up.set(1)
-        lost = [name for name in ready_before if name not in served and self.is_ready(name)]
-        for name in lost:
-            self._set(name, AdapterState.REGISTERED, "The engine lost it.")
-        if lost or self._engine_was_away:
-            # It may be another engine now, with another tokenizer.
-            self._engine.forget()
-        for name in sorted(self._store.wanted()):
-            self._heal(name, served)
-            if self._status[name].state is AdapterState.REGISTERED:
-                await self._try(name)
-        self._engine_was_away = False
-
-    def _heal(self, name: str, served: frozenset[str]) -> None:
-        """Gives a failed adapter another try where what made it fail has changed."""
-        status = self._status[name]
-        stamp = self._registry.stamp(name)
-        if not stamp:
-            self._set(name, AdapterState.FAILED, "Its folder is gone.")
-            status.cause = _Cause.FOLDER
-        elif status.state is AdapterState.FAILED and (
-            status.cause is _Cause.FOLDER
-            or (status.cause is _Cause.MANIFEST and stamp != status.stamp)
-            # A refused load leaves no name behind, a failed canary does; its absence means a new engine.
-            or (status.cause is _Cause.ENGINE and (self._engine_was_away or (status.probed and name not in served)))
-        ):
-            self._set(name, AdapterState.REGISTERED, status.reason)
-
-    async def _try(self, name: str) -> None:
-        async with self._locks[name]:
-            if name not in self._store.wanted():
-                return
-            try:
-                await self._make_ready(name)
-            except Exception as error:
-                # The edge of the worker loop: one bad adapter must not keep the others out.
-                log.warning("not reconciled", adapter=name, reason=str(error), kind=type(error).__name__)
-
-    def wanted_not_ready(self) -> list[str]:
-        """Promoted adapters that cannot be asked now; after an outage, all until the engine was looked at again."""
-        promoted = {name for domain in self._domains if (name := self.promoted(domain))}
-        return sorted(name for name in promoted if self._engine_was_away or not self.is_ready(name))
-
-    def _set(self, name: str, state: AdapterState, reason: str) -> None:
-        status = self._status[name]
-        status.state, status.reason = state, reason
-        self._metrics.adapter_ready.labels(adapter_domain(name) or name, name).set(state is AdapterState.READY)
+        asked = [one for one in self.on if not one.engine.is_out]
+        if not asked:
+            raise self._pool.nobody(name)
+        errors = await all_but_slow([one.make_ready(name) for one in asked], lambda: self.is_ready(name))
+        if not self.is_ready(name):
+            # What is wrong with the adapter says more than which engine was away.
+            errors.sort(key=lambda error: (not isinstance(error, ManifestInvalid), isinstance(error, Unavailable)))
+            raise errors[0] if errors else self._why_not(name)

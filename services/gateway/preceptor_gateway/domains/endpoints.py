@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from preceptor_contracts.wire import AliasView, DomainList, DomainView, PromoteRequest, RenderedPrompt, RenderRequest
+from preceptor_contracts.wire_aliases import AliasHistory, SwitchAnswer, SwitchRequest
 
 from preceptor_gateway.auth import ADMIN, USE
 from preceptor_gateway.limits.gate import LIMITED
 from preceptor_gateway.services import ServicesDep
 
 router = APIRouter(prefix="/v1/domains", tags=["domains"])
+seeds = APIRouter(tags=["seeds"])
 
 
 @router.get("", dependencies=[USE])
@@ -42,3 +44,16 @@ async def rollback(name: str, services: ServicesDep) -> AliasView:
     """Points the domain's alias at the adapter before."""
     services.domains.require(name)
     return await services.adapters.rollback(name)
+
+
+@router.get("/{name}/history", dependencies=[USE])
+async def history(name: str, services: ServicesDep) -> AliasHistory:
+    """Shows what the domain's alias pointed at, newest first."""
+    services.domains.require(name)
+    return services.adapters.history(name)
+
+
+@seeds.post("/switch-adapter", dependencies=[ADMIN])
+async def switch_adapter(request: SwitchRequest, services: ServicesDep) -> SwitchAnswer:
+    """Chooses what answers for a domain, without a report: an adapter, or `base`."""
+    return await services.domains.switch(request)

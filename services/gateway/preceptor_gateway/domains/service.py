@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 from preceptor_contracts.domains import Domain
 from preceptor_contracts.messages import Message
-from preceptor_contracts.served_names import RAW_BASE, parse_served_name
-from preceptor_contracts.wire import DomainView, RenderedPrompt, RenderRequest
+from preceptor_contracts.served_names import RAW_BASE, adapter_domain, parse_served_name
+from preceptor_contracts.wire import DomainView, PromoteRequest, RenderedPrompt, RenderRequest
+from preceptor_contracts.wire_aliases import MoveKind, SwitchAnswer, SwitchRequest
 
 from preceptor_gateway.adapters.service import AdapterService
 from preceptor_gateway.domains.prompts import DomainPrompt
-from preceptor_gateway.engine import EngineClient
-from preceptor_gateway.problems import BadRequest, NotFound
+from preceptor_gateway.engine import EngineClient, EnginePool
+from preceptor_gateway.problems import BadRequest, Conflict, NotFound
 
 
 class Target(NamedTuple):
@@ -34,13 +35,11 @@ class Target(NamedTuple):
 class DomainService:
     """Read once at start; a changed domain needs a restart, since adapters were trained on its prompt."""
 
-    def __init__(
-        self, domains: dict[str, Domain], adapters: AdapterService, engine: EngineClient, default: str
-    ) -> None:
+    def __init__(self, domains: dict[str, Domain], adapters: AdapterService, engines: EnginePool, default: str) -> None:
         self.domains = domains
         self._prompts = {name: DomainPrompt(domain) for name, domain in self.domains.items()}
         self._adapters = adapters
-        self._engine = engine
+        self._engines = engines
         self._default = default or (next(iter(self.domains)) if len(self.domains) == 1 else "")
 
     def require(self, name: str) -> Domain:
@@ -76,11 +75,11 @@ class DomainService:
 
         Raises:
             InvalidInput, NotFound: No such served name.
-            Unavailable: The adapter exists and is not ready.
+            Unavailable: The adapter exists and is not ready, or no engine answers.
         """
         name = parse_served_name(served)
         if name.domain is None:
-            return Target(served, RAW_BASE, None, None, None, (), self._engine)
+            return Target(served, RAW_BASE, None, None, None, (), self._engines.pick(None, affinity))
         if name.domain not in self.domains:
             raise NotFound(
                 f"{served!r} is not a served name: there is no domain {name.domain!r}.",
@@ -90,7 +89,7 @@ class DomainService:
             )
         domain, prompt = self.domains[name.domain], self._prompts[name.domain]
         if name.is_base:
-            return Target(served, RAW_BASE, domain, prompt, None, (), self._engine)
+            return Target(served, RAW_BASE, domain, prompt, None, (), self._engines.pick(None, affinity))
         adapter = name.adapter or self._adapters.promoted(name.domain)
         if adapter is None:
             raise NotFound(
@@ -100,7 +99,8 @@ class DomainService:
                 hint=f"Ask {served + ':' + RAW_BASE!r}, or run `preceptor-trainer run {served}`.",
             )
         manifest = self._adapters.require_ready(adapter)
-        return Target(served, adapter, domain, prompt, adapter, manifest.stop_token_ids, self._engine)
+        engine = self._engines.pick(adapter, affinity)
+        return Target(served, adapter, domain, prompt, adapter, manifest.stop_token_ids, engine)
 
     def served_names(self) -> list[str]:
         """All that `GET /v1/models` lists now."""
@@ -127,6 +127,38 @@ class DomainService:
             promoted=self._adapters.promoted(name),
         )
 
+    async def switch(self, request: SwitchRequest) -> SwitchAnswer:
+        """Moves an alias as the seeds did: by name alone, without a report.
+
+        Raises:
+            BadRequest: `base` without a domain, where there are several.
+            NotFound, Conflict: There is no such adapter or domain, or it is another domain's.
+        """
+        said, _, version = request.adapter.rpartition(":")
+        domain = said or (adapter_domain(version) if version != RAW_BASE else None) or request.domain or self._default
+        if not domain:
+            raise BadRequest(
+                "The request names no domain.", code="domain_missing", param="domain", hint=self._known_hint()
+            )
+        self.require(domain)
+        if request.domain not in (None, domain):
+            raise Conflict(f"{request.adapter!r} is of domain {domain!r}, not {request.domain!r}.", code="wrong_domain")
+        if version in self.domains:
+            raise BadRequest(
+                f"{version!r} is a domain, not an adapter.",
+                code="invalid_field",
+                param="adapter",
+                hint="GET /v1/adapters lists the adapters.",
+            )
+        before = self._adapters.promoted(domain)
+        if version == RAW_BASE:
+            alias = self._adapters.point_at_nothing(domain)
+        else:
+            self._adapters.require_known(version)
+            wish = PromoteRequest(adapter=version, force=True)
+            alias = await self._adapters.promote(domain, wish, MoveKind.SWITCH)
+        return SwitchAnswer(domain=domain, adapter=alias.promoted or RAW_BASE, previous=before or RAW_BASE)
+
     async def render(self, name: str, request: RenderRequest) -> RenderedPrompt:
         """Exactly what the engine gets, token ids included; the trainer's parity check."""
         self.require(name)
@@ -137,5 +169,5 @@ class DomainService:
             extra = [message.content for message in request.messages if message.role == "system"]
             turns = [message.wire() for message in request.messages if message.role != "system"]
             messages = [prompt.system(extra), *turns]
-        ids = await self._engine.tokenize(messages)
+        ids = await self._engines.pick(None).tokenize(messages)
         return RenderedPrompt(messages=tuple(Message.model_validate(one) for one in messages), token_ids=ids)

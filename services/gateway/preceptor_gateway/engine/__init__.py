@@ -1,5 +1,6 @@
 """The only door to vLLM."""
 
 from preceptor_gateway.engine.client import EngineClient, EngineReply
+from preceptor_gateway.engine.pool import EnginePool, PooledEngine
 
-__all__ = ["EngineClient", "EngineReply"]
+__all__ = ["EngineClient", "EnginePool", "EngineReply", "PooledEngine"]

@@ -1,4 +1,4 @@
-"""`POST /generate`: server-sent events of text."""
+"""`POST /generate`: server-sent events of text. `POST /generate/batch`: many prompts, one JSON answer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from contextlib import AsyncExitStack
 
 from fastapi import APIRouter, Request
 from preceptor_contracts.wire import GenerateRequest
+from preceptor_contracts.wire_generate import GenerateBatchAnswer, GenerateBatchRequest
 from starlette.responses import StreamingResponse
 
 from preceptor_gateway.auth import USE
 from preceptor_gateway.generate.service import chat_body, retell
+from preceptor_gateway.leaving import until_client_leaves
 from preceptor_gateway.limits.gate import LIMITED
 from preceptor_gateway.problems import request_id_of
 from preceptor_gateway.services import ServicesDep
@@ -21,9 +23,18 @@ router = APIRouter(tags=["seeds"], dependencies=[USE])
 async def generate(body: GenerateRequest, request: Request, services: ServicesDep) -> StreamingResponse:
     """Answers one prompt as `data: {"text": ...}` events, then `data: [DONE]`."""
     served = services.domains.served_name(domain=body.domain, served=body.model)
-    call = services.chat.prepare(chat_body(body, served), kind="generate", route="/generate")
+    body_sent = chat_body(body.prompt, body, served, stream=True)
+    call = services.chat.prepare(body_sent, kind="generate", route="/generate")
     request.scope["served"] = served
     pieces = await services.relay.open(call, AsyncExitStack())
     headers = {name.decode(): value.decode() for name, value in call.headers}
     told = retell(pieces, request_id_of(request))
     return StreamingResponse(told, headers=headers, media_type="text/event-stream")
+
+
+@router.post("/generate/batch", dependencies=[LIMITED])
+async def generate_batch(body: GenerateBatchRequest, request: Request, services: ServicesDep) -> GenerateBatchAnswer:
+    """Answers 1 to 256 prompts, in order; a prompt that the engine could not answer has an error in its place."""
+    answer = await until_client_leaves(request, services.generate.answer_all(body, request_id_of(request)))
+    request.scope["served"] = answer.served
+    return answer

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Response
-from preceptor_contracts.errors import PreceptorError
 from preceptor_contracts.wire import Health
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from preceptor_gateway.health.service import look_at_engines
 from preceptor_gateway.services import ServicesDep
 
 router = APIRouter(tags=["health"])
@@ -28,17 +28,20 @@ async def root(services: ServicesDep) -> dict[str, Any]:
 
 @router.get("/health", responses={503: {"model": Health}})
 async def health(response: Response, services: ServicesDep) -> Health:
-    """503 where the engine is down; 200 with status `degraded` where a promoted adapter is not ready."""
-    try:
-        engine = f"vLLM {await services.engine.version()}"
-    except PreceptorError:
-        engine = "down"
-    waiting = services.adapters.wanted_not_ready()
-    ready = sum(len(services.adapters.ready(name)) for name in services.domains.domains)
-    # One broken adapter must not take the gateway, which serves all others, out of a balancer.
-    response.status_code = 503 if engine == "down" else 200
-    status = "degraded" if engine == "down" or waiting else "ok"
-    return Health(status=status, engine=engine, domains=len(services.domains.domains), adapters_ready=ready)
+    """503 where no engine answers; 200 with status `degraded` where one does not, or lacks a promoted adapter."""
+    found = await look_at_engines(services.engines)
+    names = services.domains.domains
+    up = [one for one in found if one.up]
+    # One broken adapter or engine must not take the gateway, which serves all others, out of a balancer.
+    response.status_code = 200 if up else 503
+    is_whole = len(up) == len(found) and not services.adapters.wanted_not_ready(tuple(names))
+    return Health(
+        status="ok" if is_whole else "degraded",
+        engine=" and ".join(sorted({one.version for one in up})) or "down",
+        domains=len(names),
+        adapters_ready=sum(len(services.adapters.ready(name)) for name in names),
+        engines=found,
+    )
 
 
 @router.get("/metrics", response_class=Response)

@@ -1,10 +1,9 @@
-"""The two ways to score options against the engine (DESIGN, gateway rules)."""
+"""What scoring an item means, and scoring `letters` (DESIGN, gateway rules); `options` is in `mcq.options`."""
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from preceptor_contracts.messages import WireMessage
@@ -16,6 +15,17 @@ from preceptor_gateway.problems import EngineRefused
 Json = dict[str, Any]
 
 
+class OptionScore(NamedTuple):
+    """What was measured of one option; natural logs."""
+
+    logprob: float
+    """Of its text without the end of turn, or of its label."""
+    end_logprob: float | None
+    """Of the end of turn after the text; None where a label was scored."""
+    tokens: int
+    """Tokens that `logprob` adds up."""
+
+
 class Scores(NamedTuple):
     """What scoring found out, one entry per option, in order."""
 
@@ -23,8 +33,28 @@ class Scores(NamedTuple):
     """Shares that add up to 1."""
     off_option_mass: float
     """Probability that the free answer would have been no option at all."""
+    options: tuple[OptionScore, ...]
     prompt_tokens: int
     cached_tokens: int | None
+
+    @property
+    def best(self) -> int:
+        """Index of the most probable option; of equals the first."""
+        return self.probabilities.index(max(self.probabilities))
+
+    @property
+    def margin(self) -> float:
+        """Best probability less the second best."""
+        second, best = sorted(self.probabilities)[-2:]
+        return best - second
+
+
+class Scored(NamedTuple):
+    """An item's scores in the client's order."""
+
+    scores: Scores
+    flip_rate: float | None = None
+    """Share of rotations whose own choice differs from the averaged one; None where nothing was debiased."""
 
 
 def softmax(values: Sequence[float]) -> tuple[float, ...]:
@@ -35,8 +65,23 @@ def softmax(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(weight / total for weight in weights)
 
 
-def _off_mass(logprobs: Sequence[float]) -> float:
+def off_mass(logprobs: Iterable[float]) -> float:
+    """What is left of 1 beside probabilities given as logs."""
     return min(1.0, max(0.0, 1.0 - math.fsum(math.exp(value) for value in logprobs)))
+
+
+class Usage(NamedTuple):
+    """What the engine says that it read."""
+
+    prompt_tokens: int
+    cached_tokens: int | None
+
+
+def usage_of(answer: Json) -> Usage:
+    """Reads an answer's usage."""
+    usage = answer.get("usage") or {}
+    details = usage.get("prompt_tokens_details") or {}
+    return Usage(int(usage.get("prompt_tokens", 0)), details.get("cached_tokens"))
 
 
 async def score_letters(
@@ -59,61 +104,5 @@ async def score_letters(
     if missing := set(label_ids) - set(found):
         raise EngineRefused(f"The engine left out the logprobs of tokens {sorted(missing)}.")
     logprobs = [found[token] for token in label_ids]
-    prompt, cached = _usage(answer)
-    return Scores(softmax(logprobs), _off_mass(logprobs), prompt, cached)
-
-
-async def score_options(engine: EngineClient, name: str, messages: list[WireMessage], options: Sequence[str]) -> Scores:
-    """Each option's text as the whole answer, closed by the end of turn.
-
-    The choice goes by mean log-probability a token (sums favour short options); the off-option mass goes by sums,
-    which are the probabilities of the complete answers. Token ids come from the chat template with the option as the
-    assistant's turn, which is how answers were trained, and all options are scored in one request.
-    """
-    end = await engine.end_of_turn()
-    prompt, *whole = await asyncio.gather(
-        engine.tokenize(messages),
-        *(engine.tokenize([*messages, {"role": "assistant", "content": option}], answered=True) for option in options),
-    )
-    sequences = [_close(prompt, ids, end) for ids in whole]
-    body: Json = {"model": name, "prompt": sequences, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-    answer = await engine.post("/v1/completions", body)
-    try:
-        choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
-        logprobs = [
-            _answer_logprobs(choice["prompt_logprobs"], ids, len(prompt))
-            for choice, ids in zip(choices, sequences, strict=True)
-        ]
-    except (LookupError, TypeError, ValueError) as error:
-        raise EngineRefused("The engine's answer holds no logprobs of the prompt.") from error
-    used, cached = _usage(answer)
-    means = [math.fsum(values) / len(values) for values in logprobs]
-    return Scores(softmax(means), _off_mass([math.fsum(values) for values in logprobs]), used, cached)
-
-
-def _close(prompt: tuple[int, ...], whole: tuple[int, ...], end: int) -> list[int]:
-    """Prompt and answer up to its end of turn; what a template writes behind it (SmolLM2: a line feed) is dropped."""
-    if whole[: len(prompt)] != prompt:
-        raise EngineRefused(
-            "The chat template writes a prompt differently once it is answered, so options cannot be scored.",
-            code="template_not_prefix",
-            hint="Use scoring 'letters' in domain.yaml.",
-        )
-    if end not in whole[len(prompt) :]:
-        raise EngineRefused("The engine ends an assistant's turn in more than one way, so options cannot be scored.")
-    return list(whole[: whole.index(end, len(prompt)) + 1])
-
-
-def _answer_logprobs(entries: list[Json | None], ids: list[int], start: int) -> list[float]:
-    found = []
-    for token, entry in zip(ids[start:], entries[start:], strict=True):
-        if entry is None:
-            raise EngineRefused("The engine left out a prompt token's logprob.")
-        found.append(float(entry[str(token)]["logprob"]))
-    return found
-
-
-def _usage(answer: Json) -> tuple[int, int | None]:
-    usage = answer.get("usage") or {}
-    details = usage.get("prompt_tokens_details") or {}
-    return int(usage.get("prompt_tokens", 0)), details.get("cached_tokens")
+    scored = tuple(OptionScore(value, None, 1) for value in logprobs)
+    return Scores(softmax(logprobs), off_mass(logprobs), scored, *usage_of(answer))

@@ -1,31 +1,57 @@
-"""Answers one multiple-choice item."""
+"""Answers multiple-choice items: one for `/submit_mcq`, up to 256 for `/v1/mcq`."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import NamedTuple
+
+from preceptor_contracts.domains import Domain
 from preceptor_contracts.errors import InvalidInput
 from preceptor_contracts.frozen import parse
 from preceptor_contracts.mcq import LabelledChoice, McqItem, Scoring, read_choices
 from preceptor_contracts.prompts import require_mcq
 from preceptor_contracts.wire import McqAnswer, McqRequest
+from preceptor_contracts.wire_mcq import Debias, McqListAnswer, McqListRequest, McqResult
 from pydantic import TypeAdapter
 
 from preceptor_gateway.adapters.service import AdapterService
+from preceptor_gateway.batches import all_or_none, run_each
+from preceptor_gateway.domains.prompts import DomainPrompt
 from preceptor_gateway.domains.service import DomainService, Target
 from preceptor_gateway.engine.client import EngineLostAdapter
-from preceptor_gateway.mcq.scoring import Scores, score_letters, score_options
+from preceptor_gateway.mcq.answers import failure_of, result_of, usage_of_all
+from preceptor_gateway.mcq.debiasing import average, rotations
+from preceptor_gateway.mcq.explaining import Explainer
+from preceptor_gateway.mcq.options import score_options
+from preceptor_gateway.mcq.scoring import Scored, Scores, score_letters
 from preceptor_gateway.metrics import Metrics
 from preceptor_gateway.problems import BadRequest
 
 _ITEM = TypeAdapter(McqItem)
 
 
+class _McqTarget(NamedTuple):
+    """A target that has multiple choice."""
+
+    target: Target
+    domain: Domain
+    prompt: DomainPrompt
+    scoring: Scoring
+
+
 class McqService:
     """Renders, scores, and says what the numbers mean."""
 
-    def __init__(self, domains: DomainService, adapters: AdapterService, metrics: Metrics) -> None:
+    def __init__(self, domains: DomainService, adapters: AdapterService, metrics: Metrics, at_a_time: int) -> None:
         self._domains = domains
         self._adapters = adapters
         self._metrics = metrics
+        self._at_a_time = at_a_time
+        self._explainer = Explainer()
+
+    # --- /submit_mcq ---
 
     async def answer(self, request: McqRequest, request_id: str) -> McqAnswer:
         """Answers an item with the scoring that the manifest, or for a base model the domain, says.
@@ -35,7 +61,87 @@ class McqService:
         """
         choices = read_choices(request.choices)
         item = _item(request, choices)
-        target = self._domains.resolve(self._domains.served_name(domain=request.domain, served=request.model))
+        served = self._domains.served_name(domain=request.domain, served=request.model)
+        asked = self._resolve(served, item)
+        self._count(asked, 1)
+        scores = (await self._score(asked, item, Debias.NONE)).scores
+        (safety,) = self._safety(asked, [item])
+        best = scores.best
+        return McqAnswer(
+            answer=choices[best].label,
+            choice=choices[best].written,
+            probabilities={choice.label: share for choice, share in zip(choices, scores.probabilities, strict=True)},
+            off_option_mass=scores.off_option_mass,
+            margin=scores.margin,
+            scoring=asked.scoring,
+            served=asked.target.served,
+            adapter=asked.target.adapter,
+            domain=asked.domain.name,
+            prompt_tokens=scores.prompt_tokens,
+            cached_tokens=scores.cached_tokens,
+            safety=safety,
+            disclaimer=asked.domain.disclaimer,
+            request_id=request_id,
+        )
+
+    # --- /v1/mcq ---
+
+    async def answer_all(self, request: McqListRequest, request_id: str) -> McqListAnswer:
+        """Answers every item; what fails on the engine's side is that item's error.
+
+        Raises:
+            PreceptorError: The request cannot be served, or every item failed in the same way.
+        """
+        served = self._domains.served_name(domain=request.domain, served=request.model)
+        items = [asked.item for asked in request.items]
+        first = self._resolve(served, items[0])
+        self._count(first, len(items))
+        safety = self._safety(first, items)
+        order = _passages_together(items)
+        jobs = [partial(self._score_one, served, items[index], request.debias) for index in order]
+        done = dict(zip(order, await run_each(jobs, self._width(first.scoring, request)), strict=True))
+        results = tuple(
+            result_of(index, asked, one, first.scoring, request.abstain_below, safety[index])
+            if isinstance(one := done[index], Scored)
+            else failure_of(index, asked, one)
+            for index, asked in enumerate(request.items)
+        )
+        return McqListAnswer(
+            results=results,
+            usage=usage_of_all(results),
+            served=served,
+            adapter=first.target.adapter,
+            domain=first.domain.name,
+            debias=request.debias,
+            disclaimer=first.domain.disclaimer,
+            request_id=request_id,
+        )
+
+    async def explanation(self, request: McqListRequest, answer: McqListAnswer) -> AsyncGenerator[str, None]:
+        """Says why the best option of a request's only item is best, piece by piece.
+
+        Raises:
+            PreceptorError: While iterating: the adapter is gone, or the engine fails.
+        """
+        item, options = request.items[0].item, request.items[0].options
+        asked = self._resolve(answer.served, item)
+        labels = tuple(option.label for option in options)
+        (result,) = answer.results
+        assert isinstance(result, McqResult)  # where the only item fails, the request does
+        pieces = self._explainer.pieces(asked.target, asked.domain, item, labels, labels.index(result.best))
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    yield piece
+        except EngineLostAdapter:
+            self._lost(asked.target)
+            raise
+
+    # --- both ---
+
+    def _resolve(self, served: str, item: McqItem) -> _McqTarget:
+        # The passage is what items have in common; on one engine its blocks are computed once.
+        target = self._domains.resolve(served, item.passage.encode(errors="replace"))
         if target.domain is None or target.prompt is None:
             raise BadRequest(
                 f"{target.served!r} has no domain, so no multiple-choice layout.",
@@ -43,32 +149,53 @@ class McqService:
                 param="model",
                 hint="Ask '<domain>', '<domain>:base' or '<domain>:<adapter>'.",
             )
-        scoring = self._scoring(target)
-        self._metrics.answers.labels(target.domain.name, target.adapter or "base", "mcq").inc()
-        try:
-            scores = await self._score(target, item, scoring)
-        except EngineLostAdapter:
-            if target.adapter:
-                self._adapters.lost(target.adapter)
-            raise
-        rules = target.domain.triggered(f"{item.passage} {item.question}")
-        if rules:
-            self._metrics.safety.labels(target.domain.name).inc()
-        return _answer(request_id, choices, scores, scoring, target, tuple(rule.message for rule in rules))
-
-    def _scoring(self, target: Target) -> Scoring:
-        assert target.domain is not None  # answer() has seen to it
         layout = require_mcq(target.domain)
-        if target.adapter:
-            return self._adapters.require_ready(target.adapter).mcq_scoring or layout.scoring
-        return layout.scoring
+        trained = self._adapters.require_ready(target.adapter).mcq_scoring if target.adapter else None
+        return _McqTarget(target, target.domain, target.prompt, trained or layout.scoring)
 
-    async def _score(self, target: Target, item: McqItem, scoring: Scoring) -> Scores:
-        assert target.prompt is not None  # answer() has seen to it
-        messages = target.prompt.mcq(item)
-        if scoring is Scoring.OPTIONS:
-            return await score_options(target.engine, target.engine_name, messages, item.options)
+    def _count(self, asked: _McqTarget, items: int) -> None:
+        self._metrics.answers.labels(asked.domain.name, asked.target.adapter or "base", "mcq").inc(items)
+
+    def _safety(self, asked: _McqTarget, items: Sequence[McqItem]) -> list[tuple[str, ...]]:
+        """Per item, the messages of the rules that it sets off."""
+        found = [asked.domain.triggered(f"{item.passage} {item.question}") for item in items]
+        if some := sum(bool(rules) for rules in found):
+            self._metrics.safety.labels(asked.domain.name).inc(some)
+        return [tuple(rule.message for rule in rules) for rules in found]
+
+    def _width(self, scoring: Scoring, request: McqListRequest) -> int:
+        """Items in the engine at a time: one of `options`, or one that is rotated, is several sequences there."""
+        several = scoring is Scoring.OPTIONS or request.debias is Debias.CYCLIC
+        most = max(len(asked.options) for asked in request.items) if several else 1
+        return max(1, self._at_a_time // most)
+
+    async def _score_one(self, served: str, item: McqItem, debias: Debias) -> Scored:
+        # Resolved when its turn comes, so that the least loaded of several engines is that of now.
+        return await self._score(self._resolve(served, item), item, debias)
+
+    async def _score(self, asked: _McqTarget, item: McqItem, debias: Debias) -> Scored:
+        target = asked.target
+        try:
+            if asked.scoring is Scoring.OPTIONS:
+                # No layout shows the options in this scoring, so their order cannot matter: nothing to rotate.
+                messages = asked.prompt.mcq(item)
+                scores = await score_options(target.engine, target.engine_name, messages, item.options)
+                return Scored(scores, 0.0 if debias is Debias.CYCLIC else None)
+            if debias is Debias.NONE:
+                return Scored(await self._by_letters(asked, item))
+            return average(await all_or_none([self._by_letters(asked, turned) for turned in rotations(item)]))
+        except EngineLostAdapter:
+            self._lost(target)
+            raise
+
+    def _lost(self, target: Target) -> None:
+        if target.adapter:
+            self._adapters.lost(target.adapter, target.engine)
+
+    async def _by_letters(self, asked: _McqTarget, item: McqItem) -> Scores:
+        target = asked.target
         ids = await self._label_ids(target, item.labels)
+        messages = asked.prompt.mcq(item)
         return await score_letters(target.engine, target.engine_name, messages, ids, target.stop_token_ids)
 
     async def _label_ids(self, target: Target, labels: tuple[str, ...]) -> list[int]:
@@ -85,30 +212,13 @@ def _item(request: McqRequest, choices: tuple[LabelledChoice, ...]) -> McqItem:
         raise BadRequest(error.message, code="invalid_field", param="choices") from error
 
 
-def _answer(
-    request_id: str,
-    choices: tuple[LabelledChoice, ...],
-    scores: Scores,
-    scoring: Scoring,
-    target: Target,
-    safety: tuple[str, ...],
-) -> McqAnswer:
-    ranked = sorted(range(len(choices)), key=lambda index: -scores.probabilities[index])
-    best = ranked[0]
-    assert target.domain is not None  # McqService.answer has seen to it
-    return McqAnswer(
-        answer=choices[best].label,
-        choice=choices[best].written,
-        probabilities={choice.label: share for choice, share in zip(choices, scores.probabilities, strict=True)},
-        off_option_mass=scores.off_option_mass,
-        margin=scores.probabilities[best] - scores.probabilities[ranked[1]],
-        scoring=scoring,
-        served=target.served,
-        adapter=target.adapter,
-        domain=target.domain.name,
-        prompt_tokens=scores.prompt_tokens,
-        cached_tokens=scores.cached_tokens,
-        safety=safety,
-        disclaimer=target.domain.disclaimer,
-        request_id=request_id,
-    )
+def _passages_together(items: Sequence[McqItem]) -> list[int]:
+    """Indexes so ordered that items on one passage follow each other, else as they came.
+
+    They are asked side by side, without a first one alone to warm the cache: vLLM registers a prompt's blocks when it
+    schedules the request, so the next one finds them even in the same step (`KVCacheManager.allocate_slots`).
+    """
+    first: dict[str, int] = {}
+    for index, item in enumerate(items):
+        first.setdefault(item.passage, index)
+    return sorted(range(len(items)), key=lambda index: first[items[index].passage])
