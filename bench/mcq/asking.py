@@ -95,7 +95,7 @@ def _answered(item: Item, result: Mapping[str, Any]) -> Answered:
     )
 
 
-score: Callable[[httpx.AsyncClient, Domain, Sequence[Item]], Awaitable[list[Answered]]] = by_submit_mcq
+score: Callable[[httpx.AsyncClient, Domain, Sequence[Item]], Awaitable[list[Answered]]] = by_v1_mcq
 """The route that is measured."""
 
 
