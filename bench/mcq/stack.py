@@ -73,7 +73,7 @@ def running_stack(root: Path, copies: Sequence[Copy]) -> Iterator[Stack]:
             "GATEWAY_PORT": str(port),
             "GATEWAY_API_KEY": USE_KEY,
             "GATEWAY_ADMIN_KEY": "admin-key-for-bench",
-            "GATEWAY_ENGINE_URL": engine.url,
+            "ENGINE_URLS": engine.url,
             "GATEWAY_DEFAULT_DOMAIN": "",
             "GATEWAY_BATCH_CONCURRENCY": str(PROMPTS_IN_FLIGHT),
             "GATEWAY_LOG_LEVEL": "warning",
