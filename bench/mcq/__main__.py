@@ -9,12 +9,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.mcq import machine
 from bench.mcq.environment import make_environment
 from bench.mcq.harness import running_harness
 from bench.mcq.items import load_exam, load_passages, share
-from bench.mcq.load import WARM_UP
+from bench.mcq.load import TRIED, WARM_UP, Tried
 from bench.mcq.report import Findings, goals, write_report
 from bench.mcq.rounds import Round, Rounds, copies
 from bench.mcq.stack import SOURCE, running_stack
@@ -26,8 +27,17 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-async def measure(root: Path, rounds: int, limit: int | None) -> tuple[list[Round], str]:
-    """Runs everything and returns the rounds and lm-eval's version."""
+class Outcome(NamedTuple):
+    """All that was measured."""
+
+    rounds: list[Round]
+    tried: list[Tried]
+    lm_eval: str
+    """Its version."""
+
+
+async def measure(root: Path, rounds: int, limit: int | None) -> Outcome:
+    """Starts everything and runs the rounds."""
     exam, passages = load_exam(SOURCE / "exam.jsonl")[:limit], load_passages()[: limit and limit // 4]
     say("Starting engine and gateway ...")
     with running_stack(root, copies(rounds)) as stack, running_harness(stack, root) as harness:
@@ -35,6 +45,8 @@ async def measure(root: Path, rounds: int, limit: int | None) -> tuple[list[Roun
             asking = Rounds(stack, client, harness)
             say("Warm-up ...")
             await asking.run(0, exam[:WARM_UP], passages[0].items, passages[:1])
+            tried = asking.choose_split(exam[:TRIED])
+            say(f"lm-eval: {harness.split.requests} requests of {harness.split.prompts} prompts in flight")
             found = []
             for number in range(1, rounds + 1):
                 say(f"Round {number} of {rounds} ...")
@@ -43,7 +55,7 @@ async def measure(root: Path, rounds: int, limit: int | None) -> tuple[list[Roun
                 found.append(await asking.run(number, share(exam, number - 1, rounds), with_passages, passages))
                 for one in found[-1].measured:
                     say(f"  {one.side.value:30} {one.rate:6.2f} questions/s")
-            return found, harness.version
+            return Outcome(found, tried, harness.version)
 
 
 def main() -> None:
@@ -58,9 +70,9 @@ def main() -> None:
     began, load = time.monotonic(), machine.load_per_core()
     make_environment()
     with tempfile.TemporaryDirectory(prefix="preceptor-bench-mcq-") as folder:
-        rounds, lm_eval = asyncio.run(measure(Path(folder), arguments.rounds, arguments.limit))
-    found = Findings(rounds)
-    facts = {**machine.describe(lm_eval, load), "seconds in all": f"{time.monotonic() - began:.0f}"}
+        outcome = asyncio.run(measure(Path(folder), arguments.rounds, arguments.limit))
+    found = Findings(outcome.rounds, outcome.tried)
+    facts = {**machine.describe(outcome.lm_eval, load), "seconds in all": f"{time.monotonic() - began:.0f}"}
     write_report(arguments.out, found, facts)
     for goal in goals(found):
         say(f"{goal.measure}: {goal.result} (goal {goal.wanted}): {goal.word}")

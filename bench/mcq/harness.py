@@ -16,7 +16,7 @@ from preceptor_contracts.served_names import RAW_BASE
 
 from bench.mcq.environment import PYTHON
 from bench.mcq.items import Item
-from bench.mcq.load import PROMPTS_A_REQUEST, REQUESTS_IN_FLIGHT
+from bench.mcq.load import SPLITS, Split
 from bench.mcq.stack import TOKENIZER, USE_KEY, Stack
 
 
@@ -50,6 +50,8 @@ class Harness:
         self._process = process
         self._folder = folder
         self._asked = 0
+        self.split: Split = SPLITS[0]
+        """What `evaluate` runs with; `Rounds.choose_split` finds the best."""
         self.version = str(self._read()["lm_eval"])
 
     def evaluate(self, domain: Domain, items: Sequence[Item]) -> Evaluated:
@@ -59,7 +61,8 @@ class Harness:
         docs.write_text("".join(json.dumps(doc_of(domain, item)) + "\n" for item in items))
         system = render_mcq(domain, items[0].mcq)[0].content
         assert self._process.stdin is not None  # a pipe, see below
-        self._process.stdin.write(json.dumps({"docs": str(docs), "system": system}) + "\n")
+        command = {"docs": str(docs), "system": system, **self.split._asdict()}
+        self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
         answer = self._read()
         logprobs = {doc["id"]: tuple(doc["logprobs"]) for doc in answer["docs"]}
@@ -93,7 +96,6 @@ def running_harness(stack: Stack, folder: Path) -> Iterator[Harness]:
     command = [
         *(str(PYTHON), str(Path(__file__).with_name("lm_eval_worker.py"))),
         *("--url", where.url, "--served", RAW_BASE, "--tokenizer", str(TOKENIZER)),
-        *("--concurrency", str(REQUESTS_IN_FLIGHT), "--batch", str(PROMPTS_A_REQUEST)),
     ]
     env = {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},

@@ -1,7 +1,8 @@
 """Runs lm-evaluation-harness; started by `harness.py` with .venv-bench-mcq's Python, so it imports nothing of ours.
 
 One process serves the whole benchmark, so that imports and the tokenizer are paid before any clock runs. A command is a
-line of JSON on stdin (`docs`: a JSONL file, `system`: the system message), the answer a line on the original stdout.
+line of JSON on stdin (`docs`: a JSONL file, `system`: the system message, `requests` in flight of so many `prompts`),
+the answer a line on the original stdout.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def evaluate(lm: Timed, command: dict[str, Any], number: int) -> dict[str, Any]:
     task = yaml.safe_load(Path(__file__).with_name("task.yaml").read_text())
     # A name per file: `datasets` must not answer from what it built for the last one.
     task |= {"task": f"bench{number}", "dataset_kwargs": {"data_files": {"test": command["docs"]}}}
+    # Where its constructor puts `num_concurrent` and `batch_size`.
+    lm._concurrent, lm._batch_size = command["requests"], command["prompts"]
     results = lm_eval.simple_evaluate(
         model=lm,
         tasks=[task],
@@ -63,8 +66,6 @@ def main() -> None:
     parser.add_argument("--url", required=True)
     parser.add_argument("--served", required=True)
     parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--concurrency", type=int, required=True)
-    parser.add_argument("--batch", type=int, required=True)
     arguments = parser.parse_args()
     # Whatever the libraries print goes to the log; only answers reach the parent.
     answers = os.fdopen(os.dup(1), "w")
@@ -74,8 +75,6 @@ def main() -> None:
         model=arguments.served,
         tokenizer=arguments.tokenizer,
         tokenizer_backend="huggingface",
-        num_concurrent=arguments.concurrency,
-        batch_size=arguments.batch,
         max_retries=1,
     )
     version = {"lm_eval": lm_eval.__version__}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from preceptor_contracts.mcq import Scoring
 
 from bench.mcq.agreement import NORMALISATIONS, Compared
-from bench.mcq.load import GENERATED_TOKENS, PROMPTS_A_REQUEST, PROMPTS_IN_FLIGHT, REQUESTS_IN_FLIGHT, WARM_UP
+from bench.mcq.load import GENERATED_TOKENS, PROMPTS_IN_FLIGHT, TRIES, WARM_UP, Tried
 from bench.mcq.rounds import Round
 from bench.mcq.summary import Measured, Pair, Side, Spread, rates, ratios, saved, spread
 
@@ -45,8 +45,9 @@ class Goal(NamedTuple):
 class Findings:
     """All rounds of a run together."""
 
-    def __init__(self, rounds: Sequence[Round]) -> None:
+    def __init__(self, rounds: Sequence[Round], tried: Sequence[Tried]) -> None:
         self.rounds = len(rounds)
+        self.tried = tuple(tried)
         self.measured: list[Measured] = [one for part in rounds for one in part.measured]
         self.pairs: list[Pair] = [one for part in rounds for one in part.pairs]
         self.compared: list[Compared] = [one for part in rounds for one in part.compared]
@@ -161,7 +162,8 @@ def _how(found: Findings) -> str:
 - **Base model.** The embedded base model without an adapter. It does not bind letters, so accuracies by letter are
   about chance, and no speed depends on them.
 - **Concurrency.** {PROMPTS_IN_FLIGHT} prompts in the engine at a time for every side that is not named "one at a time".
-  lm-eval has {REQUESTS_IN_FLIGHT} requests of {PROMPTS_A_REQUEST} prompts in flight (`num_concurrent`, `batch_size`).
+  lm-eval's `num_concurrent` and `batch_size` split that number as suited it best in {TRIES} tries each before the
+  rounds, in questions per second with scoring options: {_splits(found)}.
 - **lm-eval's clock.** It runs inside its `loglikelihood`: tokenizing, asking, reading. Its start, its building of the
   task and its metrics are left out; one process serves all rounds. It asks the gateway's `/v1/completions`, as we ask
   the gateway.
@@ -175,6 +177,14 @@ def _how(found: Findings) -> str:
   answered with one token would be as fast as `letters`, but would tell no probabilities. It lives on concurrency as
   well: in a full batch a decoded token costs little beside the prompts.
 - **Warm-up.** Every side is asked up to {WARM_UP} questions before the first round; they are not counted."""
+
+
+def _splits(found: Findings) -> str:
+    best = max(found.tried, key=lambda one: one.rate)
+    return ", ".join(
+        f"{one.split.requests} x {one.split.prompts} {one.rate:.2f}{' (taken)' if one is best else ''}"
+        for one in found.tried
+    )
 
 
 def _agreement(found: Findings) -> str:
@@ -191,8 +201,12 @@ def _agreement(found: Findings) -> str:
         f"`options`: lm-eval's sums differ from ours by {min(offsets):.1e} to {max(offsets):.1e} (median "
         f"{statistics.median(offsets):.1e}), and within one item's options by {widest:.1e} at most. lm-eval moves the "
         "line feed that ends the chat template's prompt into the answer, so its sums hold that one more "
-        "log-probability, which is the same for all options of an item. The rest is rounding: both run in the engine's "
-        "precision, in batches of other shapes."
+        "log-probability, which is the same for all options of an item."
+        + (
+            " The rest is rounding: the sides' batches have other shapes."
+            if widest
+            else " All else is equal to the bit."
+        )
     )
     lines += [
         f"Chosen differently, {name}: {len(found.disagreements(index))}.{_listed(found.disagreements(index))}"

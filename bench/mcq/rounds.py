@@ -16,7 +16,7 @@ from bench.mcq.agreement import Compared, best, compare
 from bench.mcq.asking import Answered, Generated, generate, in_flight, score
 from bench.mcq.harness import Evaluated, Harness
 from bench.mcq.items import Item, Passage
-from bench.mcq.load import PROMPTS_IN_FLIGHT
+from bench.mcq.load import PROMPTS_IN_FLIGHT, SPLITS, TRIES, Tried
 from bench.mcq.stack import Copy, Stack
 from bench.mcq.summary import Measured, Pair, Side
 
@@ -68,6 +68,16 @@ class Rounds:
         self._stack = stack
         self._client = client
         self._harness = harness
+
+    def choose_split(self, items: Sequence[Item]) -> list[Tried]:
+        """Lets lm-eval try every split, in turns, and keeps the best for the rounds."""
+        fastest = dict.fromkeys(SPLITS, 0.0)
+        for split in SPLITS * TRIES:
+            self._harness.split = split
+            found = self._harness.evaluate(self._domain("options", 0), items)
+            fastest[split] = max(fastest[split], len(items) / found.seconds)
+        self._harness.split = max(fastest, key=lambda split: fastest[split])
+        return [Tried(split, rate) for split, rate in fastest.items()]
 
     async def run(
         self, number: int, items: Sequence[Item], with_passages: Sequence[Item], passages: Sequence[Passage]

@@ -7,6 +7,7 @@ import pytest
 from preceptor_contracts.mcq import Scoring
 
 from bench.mcq.agreement import Compared
+from bench.mcq.load import Split, Tried
 from bench.mcq.report import Findings, goals, write_report
 from bench.mcq.rounds import Round
 from bench.mcq.summary import Measured, Pair, Side, ratios, saved, spread
@@ -22,6 +23,7 @@ RATES = {
     Side.LETTERS_ALONE: 9.0,
     Side.GENERATION_ALONE: 2.0,
 }
+TRIED = [Tried(Split(32, 1), 4.0), Tried(Split(4, 8), 6.5)]
 SAME = Compared("q1", -0.0002, 1e-6, (0, 1, 1), (0, 1, 1))
 OTHER = Compared("q2", -0.0002, 1e-6, (0, 1, 2), (0, 1, 1))
 
@@ -69,29 +71,30 @@ def test_a_spread_is_median_and_range() -> None:
 
 
 def test_goals_are_held_against_medians() -> None:
-    words = [goal.word for goal in goals(Findings([a_round(1, SAME, OTHER)]))]
+    words = [goal.word for goal in goals(Findings([a_round(1, SAME, OTHER)], TRIED))]
     alone, batch, letters, options, passages, by_sum, by_token, by_byte, cached, uncached = words
     assert {alone, letters, options, passages, by_sum, by_token, cached} == {"reached"}
     assert {batch, by_byte, uncached} == {"**not reached**"}
 
 
 def test_what_was_not_measured_is_no_success() -> None:
-    rows = [goal for goal in goals(Findings([a_round(1)])) if "same option" in goal.measure]
+    rows = [goal for goal in goals(Findings([a_round(1)], TRIED)) if "same option" in goal.measure]
     assert [(goal.reached, goal.word) for goal in rows] == [(None, "not measured")] * 3
 
 
 def test_the_report_names_every_item_that_was_chosen_differently(tmp_path: Path) -> None:
-    write_report(tmp_path, Findings([a_round(1, SAME), a_round(2, OTHER)]), {"processor": "an abacus"})
+    write_report(tmp_path, Findings([a_round(1, SAME), a_round(2, OTHER)], TRIED), {"processor": "an abacus"})
     text = (tmp_path / "report.md").read_text()
     assert "Chosen differently, sum: 0." in text
     assert "Chosen differently, per byte: 1. Items: q2." in text
     assert "on 1 of 2 items. Items: q2." in text
     assert "| processor | an abacus |" in text
+    assert "32 x 1 4.00, 4 x 8 6.50 (taken)" in text
     assert "2 of 24 held no letter" in text
 
 
 def test_the_figures_lie_beside_the_report(tmp_path: Path) -> None:
-    write_report(tmp_path, Findings([a_round(1), a_round(2)]), {})
+    write_report(tmp_path, Findings([a_round(1), a_round(2)], TRIED), {})
     with (tmp_path / "rounds.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 2 * len(Side)
