@@ -6,7 +6,9 @@ A red test here with a green fake means that vLLM moved, or that the fake lies.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,13 @@ from tests.stack import RealEngine
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is an allergy?"}]
 
 
+FAKE = FakeEngine()
+
+
 @pytest.fixture(scope="module", params=["fake", "real"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     if request.param == "fake":
-        with serve(FakeEngine().app()) as url, httpx.Client(base_url=url, timeout=30) as client:
+        with serve(FAKE.app()) as url, httpx.Client(base_url=url, timeout=30) as client:
             yield client
         return
     real: RealEngine = request.getfixturevalue("real_engine")
@@ -40,6 +45,14 @@ def folder(request: pytest.FixtureRequest, engine: httpx.Client, tmp_path_factor
         (path / "adapter_config.json").write_text("{}")
         return path
     return Path(request.getfixturevalue("noise_adapter"))
+
+
+@pytest.fixture
+def slow() -> Iterator[None]:
+    """The fake takes its time over a word; vLLM does by itself."""
+    FAKE.token_delay_s = 0.5
+    yield
+    FAKE.token_delay_s = 0.0
 
 
 def tokenize(engine: httpx.Client, messages: list[dict[str, str]], **more: object) -> list[int]:
@@ -174,6 +187,195 @@ def test_prompt_logprobs_read_no_cache(engine: httpx.Client) -> None:
     assert cached_tokens(engine.post("/v1/completions", json=scored).raise_for_status().json()) == 0
     assert cached_tokens(engine.post("/v1/completions", json=plain).raise_for_status().json()) > len(ids) // 2
     assert cached_tokens(engine.post("/v1/completions", json=scored).raise_for_status().json()) == 0
+
+
+def events(engine: httpx.Client, path: str, body: dict[str, object]) -> list[dict[str, Any]]:
+    """A stream's events, less the last line."""
+    answer = engine.post(path, json={**body, "stream": True}).raise_for_status()
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_echo_with_logprobs_scores_the_prompt_as_evaluation_harnesses_ask(engine: httpx.Client) -> None:
+    prompts = [tokenize(engine, TURNS), tokenize(engine, TURNS[1:])]
+    body = {
+        "model": "base",
+        "prompt": prompts,
+        "temperature": 0,
+        "max_tokens": 1,
+        "logprobs": 1,
+        "seed": 1234,
+        "echo": True,
+    }
+    answer = engine.post("/v1/completions", json=body).raise_for_status().json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    for choice, ids in zip(answer["choices"], prompts, strict=True):
+        found = choice["logprobs"]
+        assert {len(column) for column in found.values()} == {len(ids) + 1}
+        assert (found["token_logprobs"][0], found["top_logprobs"][0]) == (None, None)
+        for token, logprob, top in list(
+            zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True)
+        )[1:]:
+            # The token itself and the likeliest one, which may be the same, or spelled the same.
+            assert 1 <= len(top) <= 2
+            assert logprob <= max(top.values()) <= 0
+            assert token in top
+        assert choice["finish_reason"] == "length"
+        assert len(choice["text"]) > 10
+    usage = answer["usage"]
+    assert usage["prompt_tokens"] == sum(map(len, prompts))
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_echoed_logprobs_are_the_prompt_logprobs(engine: httpx.Client) -> None:
+    ids = tokenize(engine, TURNS)
+    body = {"model": "base", "prompt": ids, "temperature": 0, "max_tokens": 1}
+    echoed = engine.post("/v1/completions", json={**body, "echo": True, "logprobs": 1}).json()["choices"][0]
+    read = engine.post("/v1/completions", json={**body, "prompt_logprobs": 0}).json()["choices"][0]["prompt_logprobs"]
+    for token, logprob, entry in zip(ids[1:], echoed["logprobs"]["token_logprobs"][1:], read[1:], strict=False):
+        assert logprob == pytest.approx(entry[str(token)]["logprob"], abs=0.3)
+
+
+@pytest.mark.parametrize("prompt", ["Pollen is", ["Pollen is", "Mites are"], [65, 66], [[65, 66], [67, 65]]], ids=str)
+def test_prompts_are_texts_or_token_ids_or_lists_of_either(engine: httpx.Client, prompt: object) -> None:
+    body = {"model": "base", "prompt": prompt, "temperature": 0, "max_tokens": 3}
+    whole = engine.post("/v1/completions", json=body).raise_for_status().json()["choices"]
+    assert [choice["index"] for choice in whole] == (
+        [0, 1] if isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int) else [0]
+    )
+    told: dict[int, str] = {}
+    for event in events(engine, "/v1/completions", body):
+        for choice in event["choices"]:
+            told[choice["index"]] = told.get(choice["index"], "") + choice["text"]
+    assert told == {choice["index"]: choice["text"] for choice in whole}
+
+
+def test_a_token_beyond_the_vocabulary_and_no_prompt_at_all_are_400(engine: httpx.Client) -> None:
+    for prompt in ([10_000_000], [], None, "", [["a"]]):
+        answer = engine.post("/v1/completions", json={"model": "base", "prompt": prompt, "max_tokens": 1})
+        assert answer.status_code == 400, prompt
+        assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_usage_comes_last_in_a_stream_that_asks_for_it(engine: httpx.Client, path: str) -> None:
+    asked = {"messages": TURNS} if "chat" in path else {"prompt": "Pollen is"}
+    body = {"model": "base", "max_tokens": 4, "temperature": 0, **asked}
+    *told, last = events(engine, path, {**body, "stream_options": {"include_usage": True}})
+    assert last["choices"] == []
+    counts = last["usage"]
+    assert counts["total_tokens"] == counts["prompt_tokens"] + counts["completion_tokens"]
+    assert counts["completion_tokens"] == engine.post(path, json=body).json()["usage"]["completion_tokens"]
+    assert [event for event in told if event.get("usage")] == []
+    assert [event for event in events(engine, path, body) if event.get("usage")] == []
+    refused = engine.post(path, json={**body, "stream_options": {"include_usage": True}})
+    assert refused.status_code == 400
+
+
+def test_a_chat_stream_tells_the_role_then_words_then_why_it_ended(engine: httpx.Client) -> None:
+    body: dict[str, object] = {"model": "base", "messages": TURNS, "max_tokens": 5}
+    told = events(engine, "/v1/chat/completions", body)
+    assert {event["id"] for event in told} == {told[0]["id"]}
+    first, last = told[0]["choices"][0], told[-1]["choices"][0]
+    assert (first["delta"]["role"], first["delta"]["content"]) == ("assistant", "")
+    assert (first["finish_reason"], last["finish_reason"]) == (None, "length")
+
+
+def test_several_choices_whole_and_streamed(engine: httpx.Client) -> None:
+    body: dict[str, object] = {"model": "base", "messages": TURNS, "max_tokens": 4, "n": 3, "seed": 1}
+    whole = engine.post("/v1/chat/completions", json=body).raise_for_status().json()
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
+    assert {choice["message"]["role"] for choice in whole["choices"]} == {"assistant"}
+    told = events(engine, "/v1/chat/completions", body)
+    ended = [choice["index"] for event in told for choice in event["choices"] if choice["finish_reason"]]
+    assert sorted(ended) == [0, 1, 2]
+    assert engine.post("/v1/chat/completions", json={**body, "temperature": 0}).status_code == 400
+
+
+def test_chat_logprobs_of_each_token(engine: httpx.Client) -> None:
+    body = {"model": "base", "messages": TURNS, "max_tokens": 3, "temperature": 0, "logprobs": True, "top_logprobs": 2}
+    choice = engine.post("/v1/chat/completions", json=body).raise_for_status().json()["choices"][0]
+    entries = choice["logprobs"]["content"]
+    assert len(entries) == 3
+    for entry in entries:
+        assert {"token", "logprob", "bytes", "top_logprobs"} <= set(entry)
+        assert len(entry["top_logprobs"]) == 2
+    assert choice["message"]["content"].startswith(entries[0]["token"])
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"severe": {"type": "boolean"}, "kind": {"type": "string", "enum": ["food", "pollen"]}},
+    "required": ["severe", "kind"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "case", "schema": SCHEMA, "strict": True}}},
+        {"structured_outputs": {"json": SCHEMA}},
+    ],
+    ids=["response_format", "structured_outputs"],
+)
+def test_a_schema_binds_the_answer(engine: httpx.Client, constraint: dict[str, object]) -> None:
+    body = {"model": "base", "messages": TURNS, "max_tokens": 60, "temperature": 0, **constraint}
+    choice = engine.post("/v1/chat/completions", json=body).raise_for_status().json()["choices"][0]
+    case = json.loads(choice["message"]["content"])
+    assert isinstance(case["severe"], bool)
+    assert case["kind"] in ("food", "pollen")
+
+
+def test_a_choice_binds_the_answer(engine: httpx.Client) -> None:
+    body = {"model": "base", "messages": TURNS, "max_tokens": 20, "temperature": 0}
+    bound = engine.post("/v1/chat/completions", json={**body, "structured_outputs": {"choice": ["yes", "no"]}})
+    assert bound.json()["choices"][0]["message"]["content"] in ("yes", "no")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"n": 0},
+        {"max_tokens": 0},
+        {"max_tokens": "many"},
+        {"temperature": -1},
+        {"top_p": 2},
+        {"messages": "Hello"},
+        {"messages": [{"role": "user", "content": 5}]},
+        {"seed": 2**70},
+    ],
+    ids=str,
+)
+def test_fields_of_a_wrong_kind_are_400(engine: httpx.Client, wrong: dict[str, object]) -> None:
+    answer = engine.post("/v1/chat/completions", json={"model": "base", "messages": TURNS, "max_tokens": 1, **wrong})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+
+
+def test_an_engine_without_embeddings_says_that_it_has_no_such_route(engine: httpx.Client) -> None:
+    answer = engine.post("/v1/embeddings", json={"model": "base", "input": "a"})
+    assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})
+
+
+def running(engine: httpx.Client) -> float:
+    """Requests that the engine says it works on."""
+    lines = engine.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))
+
+
+def test_a_client_that_leaves_ends_the_work_within_a_second(engine: httpx.Client, slow: None) -> None:
+    body = {"model": "base", "messages": TURNS, "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    with engine.stream("POST", "/v1/chat/completions", json=body) as response:
+        chunks = response.iter_bytes()
+        for _ in range(3):
+            next(chunks)
+        assert running(engine) == 1
+    deadline = time.monotonic() + 1
+    while running(engine) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert running(engine) == 0
 
 
 def test_a_stream_ends_with_done(engine: httpx.Client) -> None:

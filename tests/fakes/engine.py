@@ -11,16 +11,20 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from tests.fakes.answers import ChatAnswer, ChatAsked, PlainAnswer, PlainAsked, Usage, constrained
 
 Json = dict[str, Any]
 START, END, VOCABULARY = 256, 257, 258
@@ -30,6 +34,7 @@ MAX_IDS = 128
 BLOCK = 32
 """Tokens of a block of the prefix cache, as we launch vLLM on a CPU."""
 ANSWER = "The fake engine's answer."
+Asked = TypeVar("Asked", ChatAsked, PlainAsked)
 
 
 @lru_cache(maxsize=4096)
@@ -47,12 +52,21 @@ def template(
     """SmolLM2's chat template, on bytes."""
     ids: list[int] = []
     for index, message in enumerate(messages):
-        ids += [START, *f"{message['role']}\n{message['content']}".encode()]
+        ids += [START, *f"{message['role']}\n{_words(message.get('content'))}".encode()]
         if not (continue_final and index == len(messages) - 1):
             ids += [END, *b"\n"]
     if generation_prompt:
         ids += [START, *b"assistant\n"]
     return tuple(ids)
+
+
+def _words(content: object) -> str:
+    """A message's text; parts that are text are joined by line feeds, as vLLM does for templates that take text."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise TypeError("content is neither text nor a list of parts")
+    return "\n".join(part if isinstance(part, str) else str(part["text"]) for part in content)
 
 
 @dataclass
@@ -65,9 +79,17 @@ class FakeEngine:
     """Streams whose client left before the end."""
     deaf_adapters: bool = False
     """Loads succeed and have no effect, as in vllm#34186."""
+    answer: str = ANSWER
+    """What it says where nothing binds it."""
+    running: int = 0
+    """Requests that it works on now: vLLM's `vllm:num_requests_running`."""
+    sent_chunks: int = 0
+    """Events of streams that it has got rid of."""
     fail_with: int = 0
     """Status that every completion answers; 0 means none."""
     token_delay_s: float = 0.0
+    prefill_s: float = 0.0
+    """How long a stream is silent before its first event."""
     models_delay_s: float = 0.0
     """How long the list of names travels."""
     drop_after: int = -1
@@ -118,8 +140,14 @@ class FakeEngine:
                 Route("/v1/unload_lora_adapter", self._unload, methods=["POST"]),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/completions", self._completions, methods=["POST"]),
-            ]
+                Route("/metrics", self._metrics),
+            ],
+            exception_handlers={HTTPException: _no_route},
         )
+
+    async def _metrics(self, request: Request) -> Response:
+        series = f'vllm:num_requests_running{{engine="0",model_name="base"}} {float(self.running)}'
+        return PlainTextResponse(f"# TYPE vllm:num_requests_running gauge\n{series}\n")
 
     async def _health(self, request: Request) -> Response:
         return Response()
@@ -181,37 +209,43 @@ class FakeEngine:
             return _error(400, f"This model's maximum context length is {MAX_MODEL_LEN} tokens. However, ...")
         return None
 
+    async def _asked(self, request: Request, kind: type[Asked]) -> Asked | Response:
+        """The request, or a 400 as vLLM's own classes would answer it."""
+        try:
+            return kind.model_validate(await self._read(request))
+        except ValidationError as error:
+            return _error(400, f"{error.error_count()} validation error: {error.errors()[0]['msg']}")
+
     async def _chat(self, request: Request) -> Response:
-        body = await self._read(request)
-        prompt = template(body["messages"], generation_prompt=True)
-        if refused := self._refusal(body, len(prompt)):
+        asked = await self._asked(request, ChatAsked)
+        if isinstance(asked, Response):
+            return asked
+        name = asked.model or "base"
+        try:
+            prompt = template(asked.messages, generation_prompt=True)
+        except (KeyError, TypeError) as error:
+            return _error(400, f"A message cannot be read: {error}")
+        if refused := self._refusal(self.calls[-1][1], len(prompt)) or _greedy(asked):
             return refused
-        if body.get("stream"):
-            return StreamingResponse(self._stream(body, request), media_type="text/event-stream")
+        answer = ChatAnswer(asked, constrained(asked, self.answer), prompt, lambda ids: self.logprobs(name, ids))
+        head = {"id": f"chatcmpl-{self.answered}", "created": int(time.time()), "model": name}
+        usage = Usage(len(prompt), answer.tokens * (asked.n or 1), self.cached(name, prompt))
+        if asked.stream:
+            events = ({"object": "chat.completion.chunk", **head, "choices": one} for one in answer.pieces())
+            return self._streamed(asked, head, events, usage)
         if await self._left(request):
             self.aborted += 1
             return Response(status_code=499)
-        choice: Json = {
-            "index": 0,
-            "message": {"role": "assistant", "content": ANSWER},
-            "logprobs": None,
-            "finish_reason": "stop",
-        }
-        if wanted := body.get("logprob_token_ids"):
-            choice["logprobs"] = {"content": [{"top_logprobs": self._top(body["model"], prompt, wanted)}]}
-        return JSONResponse(
-            {
-                "object": "chat.completion",
-                "model": body["model"],
-                "choices": [choice],
-                "usage": _usage(len(prompt), 1, self.cached(body["model"], prompt)),
-            }
-        )
+        choices = answer.whole()
+        if wanted := asked.logprob_token_ids:
+            choices[0]["logprobs"] = {"content": [{"top_logprobs": self._top(name, prompt, wanted)}]}
+        return JSONResponse({"object": "chat.completion", **head, "choices": choices, "usage": usage.json()})
 
     async def _left(self, request: Request) -> bool:
         """Waits as long as an answer takes; True where the client left meanwhile (vLLM aborts then too)."""
         until = time.monotonic() + self.token_delay_s
         self.together += 1
+        self.running += 1
         self.most_together = max(self.most_together, self.together)
         try:
             while time.monotonic() < until:
@@ -221,62 +255,63 @@ class FakeEngine:
             return False
         finally:
             self.together -= 1
+            self.running -= 1
 
     def _top(self, name: str, prompt: tuple[int, ...], wanted: list[int]) -> list[Json]:
         logprobs = self.logprobs(name, prompt)
         sampled = max(range(VOCABULARY), key=lambda token: logprobs[token])
         return [{"token": f"token_id:{token}", "logprob": logprobs[token]} for token in (sampled, *wanted)]
 
-    async def _stream(self, body: Json, request: Request) -> AsyncIterator[bytes]:
+    def _streamed(self, asked: ChatAsked | PlainAsked, head: Json, events: Iterable[Json], usage: Usage) -> Response:
+        last = {**head, "choices": [], "usage": usage.json()}
+        wanted = asked.stream_options and asked.stream_options.include_usage
+        return StreamingResponse(self._stream(events, last if wanted else None), media_type="text/event-stream")
+
+    async def _stream(self, events: Iterable[Json], last: Json | None) -> AsyncIterator[bytes]:
         done = False
+        words = 0
+        self.running += 1
         try:
-            for index, word in enumerate(ANSWER.split(" ")):
-                if index == self.drop_after:
+            await asyncio.sleep(self.prefill_s)
+            for event in events:
+                if words == self.drop_after:
                     raise ConnectionResetError
-                delta = {"role": "assistant", "content": word if index == 0 else f" {word}"}
-                chunk = {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta}], "odd": "kept"}
-                yield b"data: " + json.dumps(chunk).encode() + b"\n\n"
-                await asyncio.sleep(self.token_delay_s)
+                yield b"data: " + json.dumps({**event, "odd": "kept"}).encode() + b"\n\n"
+                self.sent_chunks += 1
+                # The role and the end cost no token.
+                if any(choice.get("text") or choice.get("delta", {}).get("content") for choice in event["choices"]):
+                    words += 1
+                    await asyncio.sleep(self.token_delay_s)
+            if last:
+                yield b"data: " + json.dumps(last).encode() + b"\n\n"
             yield b"data: [DONE]\n\n"
             done = True
         finally:
+            self.running -= 1
             self.aborted += not done
 
     async def _completions(self, request: Request) -> Response:
-        body = await self._read(request)
-        prompts = body["prompt"]
-        if refused := self._refusal(body, max(map(len, prompts))):
+        asked = await self._asked(request, PlainAsked)
+        if isinstance(asked, Response):
+            return asked
+        name, prompts = asked.model or "base", asked.prompts
+        if refused := self._refusal(self.calls[-1][1], max(map(len, prompts))) or _greedy(asked) or _odd(asked):
             return refused
-        if await self._left(request):
+        if not asked.stream and await self._left(request):
             self.aborted += 1
             return Response(status_code=499)
-        reads = body.get("prompt_logprobs") is None
+        reads = asked.prompt_logprobs is None and not (asked.echo and asked.logprobs is not None)
         # Of several prompts vLLM tells the last one's share only.
-        cached = [self.cached(body["model"], ids, reads=reads) for ids in prompts][-1]
-        choices = [self._completed(body, index, ids) for index, ids in enumerate(prompts)]
-        return JSONResponse(
-            {
-                "object": "text_completion",
-                "choices": choices,
-                "usage": _usage(sum(map(len, prompts)), len(prompts), cached),
-            }
-        )
-
-    def _completed(self, body: Json, index: int, ids: list[int]) -> Json:
-        choice: Json = {"index": index, "text": "", "logprobs": None}
-        if body.get("prompt_logprobs") is not None:
-            choice["prompt_logprobs"] = self._prompt_logprobs(body["model"], ids)
-        if wanted := body.get("logprob_token_ids"):
-            top = self._top(body["model"], tuple(ids), wanted)
-            choice["logprobs"] = {"top_logprobs": [{entry["token"]: entry["logprob"] for entry in top}]}
-        return choice
-
-    def _prompt_logprobs(self, name: str, ids: list[int]) -> list[Json | None]:
-        entries: list[Json | None] = [None]
-        for position in range(1, len(ids)):
-            logprob = self.logprobs(name, ids[:position])[ids[position]]
-            entries.append({str(ids[position]): {"logprob": logprob, "rank": 1, "decoded_token": ""}})
-        return entries
+        cached = [self.cached(name, ids, reads=reads) for ids in prompts][-1]
+        answers = [PlainAnswer(asked, ids, lambda ids: self.logprobs(name, ids), END) for ids in prompts]
+        numbered = list(enumerate(answer for answer in answers for _ in range(asked.n)))
+        usage = Usage(sum(map(len, prompts)), sum(len(answer.ids) for _, answer in numbered), cached)
+        head = {"id": f"cmpl-{self.answered}", "object": "text_completion", "created": int(time.time()), "model": name}
+        if asked.stream:
+            events = ({**head, "choices": [one]} for index, answer in numbered for one in answer.pieces(index))
+            return self._streamed(asked, head, events, usage)
+        choices = [answer.whole(index) for index, answer in numbered]
+        return JSONResponse({**head, "choices": choices, "usage": usage.json()})
 
 
 async def _broken() -> AsyncIterator[bytes]:
@@ -284,9 +319,26 @@ async def _broken() -> AsyncIterator[bytes]:
     raise ConnectionResetError
 
 
-def _usage(prompt: int, completion: int, cached: int) -> Json:
-    details = {"cached_tokens": cached}
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "prompt_tokens_details": details}
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # registered for this type only
+    return JSONResponse({"detail": error.detail}, error.status_code)
+
+
+def _greedy(asked: ChatAsked | PlainAsked) -> Response | None:
+    if asked.stream_options and not asked.stream:
+        return _error(400, "Stream options can only be defined when `stream=True`.")
+    if asked.temperature == 0 and (asked.n or 1) > 1:
+        return _error(400, f"n must be 1 when using greedy sampling, got {asked.n}.")
+    return None
+
+
+def _odd(asked: PlainAsked) -> Response | None:
+    odd = [token for ids in asked.prompts for token in ids if token >= VOCABULARY]
+    if odd:
+        return _error(400, f"Token id {max(odd)} is out of vocabulary")
+    if asked.max_tokens == 0 and not asked.echo:
+        return _error(400, "max_tokens must be at least 1, got 0.")
+    return None
 
 
 def _error(status: int, message: str) -> Response:

@@ -44,7 +44,17 @@ from tests.house.tree import ROOT, shown
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 OUTLINE = ["What it is", "How to do it", "The format", "What goes wrong", "Why it is so"]
-NOUNS = ["adapters", "configuration", "domains", "gateway", "multiple-choice", "operations", "runs-and-reports"]
+NOUNS = [
+    "adapters",
+    "configuration",
+    "domains",
+    "gateway",
+    "keys",
+    "monitoring",
+    "multiple-choice",
+    "operations",
+    "runs-and-reports",
+]
 # Read by set-up before anything is installed, so it is in no settings class.
 SETUP_ONLY = {"TORCH_INDEX"}
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=shown)
@@ -99,6 +109,7 @@ def test_a_command_exists(page: Path) -> None:
         "make": set(make_targets()),
         "preceptor-trainer": {command.callback.__name__ for command in app.registered_commands if command.callback},
         "preceptor-engine": {"serve", "materialise", "show"},
+        "preceptor-gateway": {"keys"},
     }
     for program, commands in known.items():
         pattern = rf"(?:^|[`\s;&/]){program} ([a-z][a-z0-9-]*)"
@@ -168,10 +179,20 @@ def test_the_gateway_page_names_every_error_code() -> None:
     assert [code for code in sorted(codes) if f"`{code}`" not in text] == []
 
 
-def test_the_gateway_page_names_refused_fields_and_series() -> None:
+def test_the_gateway_page_names_refused_fields() -> None:
     text = (DOCS / "gateway.md").read_text()
-    series = {family.name + ("_total" if family.type == "counter" else "") for family in Metrics().registry.collect()}
-    assert [name for name in [*REFUSED, *sorted(series)] if f"`{name}`" not in text] == []
+    assert [name for name in REFUSED if f"`{name}`" not in text] == []
+
+
+def test_the_monitoring_page_names_every_series_and_alert_and_no_other() -> None:
+    metrics = Metrics()
+    metrics.watch_aliases(dict)
+    families = list(metrics.registry.collect())
+    series = {family.name + ("_total" if family.type == "counter" else "") for family in families}
+    said = in_first_cells(DOCS / "monitoring.md")
+    assert {name for name in said if name.startswith("preceptor_")} == series
+    rules = yaml.safe_load((ROOT / "services/monitoring/alerts.yml").read_text())["groups"][0]["rules"]
+    assert {name for name in said if name.startswith("Preceptor")} == {rule["alert"] for rule in rules}
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,8 @@ def test_a_member_declares_what_it_imports(member: Member) -> None:
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.package)
 def test_a_member_imports_what_it_declares(member: Member) -> None:
     # The server's extras and the libraries behind transformers' and TRL's options are used without an import of ours.
-    # So are drivers that a URL names.
-    by_name = {"accelerate", "bitsandbytes", "psycopg", "redis", "uvicorn"}
+    # So is a driver that a URL names.
+    by_name = {"accelerate", "bitsandbytes", "psycopg", "uvicorn"}
     owners = packages_distributions()
     used = {canonicalize_name(owner) for name, _ in imported(member) for owner in owners.get(name, [name])}
     declared = {canonicalize_name(Requirement(line).name) for line in member.project["dependencies"]}

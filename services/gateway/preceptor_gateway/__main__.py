@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 
 import orjson
@@ -35,6 +36,8 @@ def main() -> int:
     except PreceptorError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    # uvicorn drains on SIGTERM, then raises it again; without a handler of ours that would end the process by signal.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     # The edge writes the access line, with the request id, and asks for nothing that a proxy's headers say.
     uvicorn.run(
         app,

@@ -79,7 +79,7 @@ def _keys(settings: GatewaySettings) -> KeyService:
 
 def _limiter(settings: GatewaySettings, metrics: Metrics) -> Limiter:
     counters = open_counters(settings.limits_url.get_secret_value(), metrics.limits_alone.inc)
-    return Limiter(counters, lambda kind: metrics.limited.labels(kind).inc())
+    return Limiter(counters, metrics.note_limit)
 
 
 def create_app(settings: GatewaySettings) -> Edge:

@@ -7,9 +7,17 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from preceptor_contracts.errors import PreceptorError
+from preceptor_contracts.served_names import RAW_BASE
+
+from preceptor_gateway.domains.service import Target
 
 T = TypeVar("T")
 Job = Callable[[], Awaitable[T]]
+
+
+def exact_name(target: Target) -> str:
+    """The served name of just this target: an alias that moves in the middle of a batch must not split it."""
+    return f"{target.domain.name}:{target.adapter or RAW_BASE}" if target.domain else RAW_BASE
 
 
 async def run_each(jobs: Sequence[Job[T]], at_a_time: int) -> list[T | PreceptorError]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import Scope
@@ -16,7 +16,6 @@ from preceptor_gateway.telemetry.meter import CURRENT, RequestMeter
 if TYPE_CHECKING:
     from preceptor_gateway.telemetry.tracing import Tracing
 
-_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _MAX_CELLS = 2_000
 """Routes x domains x adapters that are told apart; whatever comes behind is counted as `(other)`."""
 
@@ -36,17 +35,7 @@ class Metrics:
         self.answers = Counter(
             "preceptor_answers", "Answers asked for.", ["domain", "adapter", "kind"], registry=self.registry
         )
-        self.first_byte = Histogram(
-            "preceptor_first_byte_seconds",
-            "Seconds until the engine's first byte.",
-            ["domain", "adapter"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
         self.safety = Counter("preceptor_safety_rules", "Safety rules set off.", ["domain"], registry=self.registry)
-        self.limited = Counter(
-            "preceptor_limited_requests", "Requests refused by a key's limit.", ["limit"], registry=self.registry
-        )
         self.limits_alone = Counter(
             "preceptor_limits_alone", "Counts that Redis should have taken and did not.", registry=self.registry
         )
@@ -81,6 +70,12 @@ class Metrics:
                 key = (OTHER, OTHER, OTHER)
             cells = self._cells.setdefault(key, Cells(Labels(*key)))
         return cells
+
+    def note_limit(self, limit: str) -> None:
+        """Notes which limit the request of this task met; it is counted when the request ends with 429."""
+        meter = CURRENT.get()
+        if meter is not None:
+            meter.limit = limit
 
     def forget(self, adapter: str) -> None:
         """Drops the series of an adapter that is gone for good."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -95,10 +95,10 @@ class Answer:
             self._meter.end(code)
         self._reply.close()
 
-    def tokens(self, prompt_chars: int) -> int:
-        """Tokens of prompt and answer: the engine's own count, or an estimate where a stream did not tell."""
+    def tokens(self, prompt_chars: int) -> int | None:
+        """Tokens of prompt and answer: the engine's own count, an estimate where a stream did not tell, or None."""
         if self._meter is None:
-            return 0
+            return None
         usage = self._meter.usage
         if usage is not None:
             return usage.prompt_tokens + usage.completion_tokens
@@ -161,11 +161,20 @@ class Relay:
             answer.close()
         return with_banner(call, raw)
 
-    async def open(self, call: EngineCall, stack: AsyncExitStack) -> AsyncIterator[bytes]:
-        """Starts a streamed call; returns its pieces. Closing the stack early ends the engine's work."""
+    async def open(
+        self, call: EngineCall, stack: AsyncExitStack, note_tokens: Callable[[int | None], None]
+    ) -> AsyncIterator[bytes]:
+        """Starts a streamed call; returns its pieces. Closing the stack early ends the engine's work.
+
+        Args:
+            call: What to ask.
+            stack: Left when the stream is over.
+            note_tokens: Told in the end how many tokens prompt and answer were.
+        """
         if call.silenced:
             return _once(banner_stream(call))
         answer = await self.start(call)
+        stack.callback(lambda: note_tokens(answer.tokens(call.prompt_chars)))
         stack.callback(answer.close)
         return self._pieces(call, answer, stack)
 

@@ -13,7 +13,9 @@ from preceptor_contracts.domains import Domain
 from preceptor_gateway.adapters import patience
 from preceptor_gateway.adapters.on_engine import AdaptersOnEngine
 from preceptor_gateway.adapters.registry import Registry
+from preceptor_gateway.adapters.service import AdapterService
 from preceptor_gateway.adapters.verification import Verifier
+from preceptor_gateway.domains.service import DomainService
 from preceptor_gateway.engine import EngineClient, EnginePool
 from preceptor_gateway.engine.client import encode
 from preceptor_gateway.metrics import Metrics
@@ -76,9 +78,9 @@ def test_a_dead_engine_is_taken_out_and_brought_back_when_its_canaries_pass_agai
     assert states(stack) == ["registered", "ready"]
     assert view(stack)["state"] == "ready"
     assert {stack.chat("clinic").status_code for _ in range(10)} == {200}
-    before, dead.fake.calls = asked(alive), []
+    before, dead.fake.calls, dead.fake.token_delay_s = asked(alive), [], 0.3
     dead.start()
-    # While it comes back without its adapters, nobody notices.
+    # While it comes back without its adapters and is slow about its canary, nobody notices.
     seen = set()
     deadline = time.monotonic() + 10
     while asked(dead) == 0 and time.monotonic() < deadline:
@@ -151,12 +153,26 @@ def test_a_slow_engine_delays_no_other(make_stack: StackMaker) -> None:
     for host in stack.hosts:
         host.fake.restart()
     assert eventually(lambda: states(stack)[0] != "ready")
-    assert eventually(lambda: V1 in slow.fake.adapters and states(stack)[1] == "ready", 2)
+    # Loaded again by both, and probed by the fast one.
+    assert eventually(lambda: all(V1 in host.fake.adapters for host in stack.hosts) and states(stack)[1] == "ready", 2)
     assert states(stack)[0] == "loading"
     assert {stack.chat("clinic").status_code for _ in range(4)} == {200}
     assert asked(slow) == 0
     slow.fake.token_delay_s = 0.0
     assert eventually(lambda: states(stack)[0] == "ready")
+
+
+def test_a_slow_load_keeps_nobody_from_noticing_that_the_engine_lost_another_adapter(make_stack: StackMaker) -> None:
+    stack = serving(make_stack, 1)
+    stack.add(V2)
+    stack.fake.token_delay_s = 3.0
+    stack.admin.put(f"/v1/adapters/{V2}/pin").raise_for_status()
+    assert eventually(lambda: states(stack, V2) == ["loading"])
+    del stack.fake.adapters[V1]
+    assert eventually(lambda: states(stack) == ["registered"], 2)
+    assert states(stack, V2) == ["loading"]
+    stack.fake.token_delay_s = 0.0
+    assert eventually(lambda: states(stack) + states(stack, V2) == ["ready", "ready"])
 
 
 def test_promotion_does_not_wait_for_the_slowest_for_ever(
@@ -326,6 +342,21 @@ async def test_a_request_in_flight_outlives_its_engine_being_taken_out(make_stac
         text += b"".join([chunk async for chunk in chunks])
     assert text.endswith(b"data: [DONE]\n\n")
     assert client.in_flight == 0
+    await pool.close()
+
+
+async def test_a_target_moves_to_another_engine_once_and_only_there_is(make_stack: StackMaker, tmp_path: Path) -> None:
+    stack = make_stack(engines=2)
+    pool = EnginePool([EngineClient(f"http://{host.name}", "", 5) for host in stack.hosts], Metrics())
+    folder = tmp_path / "other"
+    known = {"clinic": write_domain(folder, "options")}
+    registry = Registry(folder / "adapters")
+    adapters = AdapterService(registry, Verifier(registry, known), AliasStore(folder / "a.json"), pool, Metrics())
+    domains = DomainService(known, adapters, pool, "")
+    target = domains.resolve("clinic:base", b"prefix")
+    other = domains.elsewhere(target, b"prefix")
+    assert other == target._replace(engine=next(one.client for one in pool.engines if not one.is_out))
+    assert domains.elsewhere(other, b"prefix") is None
     await pool.close()
 
 

@@ -47,7 +47,7 @@ class Upstream:
 async def pool_to(handler: Handler, silence_s: float = 5) -> AsyncIterator[HttpPool]:
     server = await asyncio.start_server(handler, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    pool = HttpPool(f"http://127.0.0.1:{port}/root/", {"x-key": "k"}, connect_s=2, silence_s=silence_s)
+    pool = HttpPool(f"http://127.0.0.1:{port}/below/", {"x-key": "k"}, connect_s=2, silence_s=silence_s)
     try:
         yield pool
     finally:
@@ -83,7 +83,7 @@ async def test_sends_path_headers_and_body_and_keeps_the_connection() -> None:
         assert await ask(pool) == b"two"
         assert await ask(pool) == b""
     assert upstream.connections == 1
-    assert upstream.requests[0].startswith(b"POST /root/v1/x HTTP/1.1\r\nhost: 127.0.0.1:")
+    assert upstream.requests[0].startswith(b"POST /below/v1/x HTTP/1.1\r\nhost: 127.0.0.1:")
     assert b"\r\nx-key: k\r\ntraceparent: t\r\ncontent-length: 4\r\n\r\nbody" in upstream.requests[0]
 
 

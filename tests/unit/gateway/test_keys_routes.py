@@ -7,6 +7,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,10 +16,10 @@ from preceptor_gateway.keys import cli
 from tests.unit.gateway.conftest import Stack, StackMaker
 
 
-def make(stack: Stack, **body: object) -> dict[str, str]:
+def make(stack: Stack, **body: object) -> dict[str, Any]:
     answer = stack.admin.post("/v1/keys", json={"name": "a", **body})
     assert answer.status_code == 201, answer.text
-    made: dict[str, str] = answer.json()
+    made: dict[str, Any] = answer.json()
     return made
 
 

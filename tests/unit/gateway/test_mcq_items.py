@@ -6,7 +6,6 @@ import json
 import math
 import threading
 import time
-from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -16,7 +15,7 @@ from preceptor_contracts.prompts import render_mcq
 from preceptor_contracts.wire_mcq import McqListAnswer
 
 from tests.fakes.engine import BLOCK, END, MAX_MODEL_LEN, template
-from tests.unit.gateway.conftest import V1, Stack, StackMaker
+from tests.unit.gateway.conftest import V1, V2, Stack, StackMaker
 
 Json = dict[str, Any]
 LONG = "A passage about allergens in bread and milk. " * 8
@@ -197,9 +196,15 @@ def test_items_on_one_passage_share_the_prefix_cache(make_stack: StackMaker, sco
         "prompt_tokens": sum(result["prompt_tokens"] for result in results),
         "cached_tokens": sum(result["cached_tokens"] for result in results),
     }
-    asked = [body["messages"] for path, body in stack.fake.calls if "messages" in body and "passage" in str(body)]
-    passages = ["bread" in str(messages) for messages in asked]
-    assert sum(left != right for left, right in pairwise(passages)) < len(passages) // 2
+
+
+def test_items_on_one_passage_are_asked_side_by_side_and_answered_in_their_place(make_stack: StackMaker) -> None:
+    stack = make_stack(scoring="letters", batch_concurrency=1)
+    passages = ["", "On bread.", "On milk.", "On bread.", "", "On milk."]
+    answer = ask(stack, *(item(f"Question {n}?", passage=one, id=str(n)) for n, one in enumerate(passages)))
+    asked = [str(body["messages"][-1]["content"]) for body in completions(stack)]
+    assert [text[text.index("Question") + 9] for text in asked] == list("041325")
+    assert [result["id"] for result in answer["results"]] == list("012345")
 
 
 def test_adapter_served_name_and_safety_are_told(stack: Stack) -> None:
@@ -330,6 +335,28 @@ def test_a_client_that_leaves_cancels_all_that_is_in_the_engine(make_stack: Stac
     wait_until(lambda: stack.fake.aborted == begun, limit_s=2)
     time.sleep(0.2)
     assert len(completions(stack)) == begun
+
+
+def test_an_alias_that_moves_does_not_split_a_batch(make_stack: StackMaker) -> None:
+    stack = make_stack(scoring="letters", batch_concurrency=1)
+    for name in (V1, V2):
+        stack.add(name)
+        stack.load(name).raise_for_status()
+    stack.promote(V1, force=True).raise_for_status()
+    stack.fake.calls.clear()
+    stack.fake.token_delay_s = 0.05
+    found: list[Json] = []
+    thread = threading.Thread(
+        target=lambda: found.append(ask(stack, *(item(f"{n}?") for n in range(12)), domain="clinic"))
+    )
+    thread.start()
+    wait_until(lambda: len(completions(stack)) >= 2)
+    stack.promote(V2, force=True).raise_for_status()
+    thread.join()
+    assert (found[0]["served"], found[0]["adapter"]) == ("clinic", V1)
+    assert {body["model"] for body in completions(stack)} == {V1}
+    stack.fake.token_delay_s = 0
+    assert ask(stack, domain="clinic")["adapter"] == V2
 
 
 # --- explain ---

@@ -132,13 +132,18 @@ def test_several_calls_of_one_request_are_one_request() -> None:
     assert value(metrics, "preceptor_prompt_tokens_total", **who) == 15
 
 
-def test_limited_requests_are_told_apart_by_their_code() -> None:
+def test_limited_requests_are_told_apart_by_their_limit() -> None:
     metrics = Metrics()
-    begin(metrics).done(429, "tokens_per_minute", ROUTE)
-    begin(metrics).done(429, "requests_per_minute", ROUTE)
-    who = {"route": ROUTE, "domain": "(none)", "adapter": "(none)"}
-    assert value(metrics, "preceptor_limited_requests_total", **who, code="tokens_per_minute") == 1
-    assert value(metrics, "preceptor_errors_total", **who, status="429", code="requests_per_minute") == 1
+    for limit in ("requests", "tokens", "tokens", ""):
+        meter = begin(metrics)
+        meter.about(ROUTE, "clinic", "clinic-v1-00000001")
+        metrics.note_limit(limit)
+        meter.done(429, "rate_limit_exceeded")
+    assert value(metrics, "preceptor_limited_requests_total", **WHO, limit="tokens") == 2
+    assert value(metrics, "preceptor_limited_requests_total", **WHO, limit="requests") == 1
+    assert value(metrics, "preceptor_limited_requests_total", **WHO, limit="other") == 1
+    assert value(metrics, "preceptor_errors_total", **WHO, status="429", code="rate_limit_exceeded") == 4
+    assert value(metrics, "preceptor_queue_seconds_count", **WHO) is None
 
 
 def test_series_of_a_lost_adapter_can_be_dropped_in_mid_request() -> None:
@@ -216,6 +221,48 @@ def test_errors_are_counted_by_code_and_status(stack: Stack) -> None:
         ("/submit_mcq", "400", "invalid_json"),
         ("/v1/models", "401", "missing_api_key"),
     }
+
+
+def scraped(url: str, name: str) -> dict[tuple[str, ...], float]:
+    """Values of a series by route, domain and adapter, and then its other labels from a to z."""
+    found = {}
+    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text):
+        for sample in family.samples:
+            if sample.name == name:
+                who = [sample.labels.pop(label) for label in ("route", "domain", "adapter")]
+                found[(*who, *(value for _, value in sorted(sample.labels.items())))] = sample.value
+    return found
+
+
+def test_chat_is_counted_under_whom_it_asked(stack: Stack) -> None:
+    stack.add("clinic-v1-00000001")
+    stack.promote("clinic-v1-00000001", force=True).raise_for_status()
+    stack.chat("clinic").raise_for_status()
+    stack.chat("clinic", stream=True).raise_for_status()
+    stack.chat("clinic:base", "a" * 3000)
+    who, base = (ROUTE, "clinic", "clinic-v1-00000001"), (ROUTE, "clinic", "base")
+    requests = scraped(stack.url, "preceptor_requests_total")
+    assert (requests[*who, "200"], requests[*base, "400"]) == (2, 1)
+    assert scraped(stack.url, "preceptor_errors_total") == {(*base, "context_length_exceeded", "400"): 1.0}
+    assert scraped(stack.url, "preceptor_time_to_first_token_seconds_count")[who] == 1
+    assert scraped(stack.url, "preceptor_queue_seconds_count")[who] == 2
+    assert scraped(stack.url, "preceptor_prompt_tokens_total")[who] > 0
+    assert scraped(stack.url, "preceptor_answers_without_usage_total")[who] == 1
+
+
+def test_a_broken_stream_is_counted(stack: Stack) -> None:
+    stack.fake.drop_after = 2
+    assert "engine_down" in stack.chat("base", stream=True).text
+    assert scraped(stack.url, "preceptor_errors_total") == {(ROUTE, "base", "base", "engine_down", "200"): 1.0}
+
+
+def test_a_key_that_met_its_limit_is_counted(make_stack: StackMaker) -> None:
+    stack = make_stack(requests_per_minute=1)
+    codes = [stack.chat("clinic:base").status_code for _ in range(3)]
+    assert codes.count(429) >= 1
+    limited = scraped(stack.url, "preceptor_limited_requests_total")
+    assert sum(limited.values()) == codes.count(429)
+    assert {key[:3] for key in limited} == {(ROUTE, "clinic", "base")}
 
 
 def test_a_body_that_is_too_large_is_counted(make_stack: StackMaker) -> None:

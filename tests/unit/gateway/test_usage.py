@@ -7,11 +7,13 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from preceptor_gateway.telemetry import usage
 from preceptor_gateway.telemetry.usage import Usage, find_stream_usage, find_usage, usage_of
 
+# Time is not what these tests are about, and the machine may be busy.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NASTY = ['"usage":{"prompt_tokens":9}', '\\"usage\\":', "}", "{", 'a"usage', "usage", "data:", "\u2028", "\n\n"]
 texts = st.text(max_size=12) | st.sampled_from(NASTY)
 values = st.recursive(
@@ -48,12 +50,14 @@ def looks_in_short_answers_too() -> Any:
         yield
 
 
+@patient
 @given(answers(), st.booleans())
 def test_it_reads_what_a_whole_decoding_reads(answer: dict[str, Any], spaced: bool) -> None:
     raw = json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace") if spaced else orjson.dumps(answer)
     assert find_usage(raw) == usage_of(orjson.loads(raw))
 
 
+@patient
 @given(answers(), st.lists(texts, max_size=3))
 def test_it_reads_the_end_of_a_stream(answer: dict[str, Any], words: list[str]) -> None:
     before = b"".join(b"data: " + orjson.dumps({"choices": [{"delta": {"content": word}}]}) + b"\n\n" for word in words)
@@ -61,6 +65,7 @@ def test_it_reads_the_end_of_a_stream(answer: dict[str, Any], words: list[str]) 
     assert find_stream_usage(tail) == usage_of(answer)
 
 
+@patient
 @given(st.binary(max_size=60), st.integers(0, 200))
 def test_it_never_raises_on_broken_bytes(noise: bytes, cut: int) -> None:
     raw = b'{"a":"b","usage":{"prompt_tokens":3,"completion_tokens":4}}'

@@ -97,6 +97,11 @@ class Board:
             if name not in self._status:
                 self.set(name, AdapterState.REGISTERED, "")
 
+    def engine_came(self) -> None:
+        """What is ready there can be asked again."""
+        for name, status in self._status.items():
+            self._show(name, status.state, status.state)
+
     def forget(self, name: str) -> None:
         """Takes an adapter that is not there any more away, its series too."""
         status = self._status.pop(name, None)

@@ -161,7 +161,10 @@ class AdaptersOnEngine:
         if lost or self.was_away:
             # It may be another engine now, with another tokenizer.
             self._client.forget()
+        was_out = self.engine.is_out
         self._pool.bring_in(self.engine)
+        if was_out:
+            self._board.engine_came()
 
     def _unanswered(self, error: GatewayError) -> None:
         self._silent_looks += 1

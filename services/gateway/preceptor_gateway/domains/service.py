@@ -102,6 +102,19 @@ class DomainService:
         engine = self._engines.pick(adapter, affinity)
         return Target(served, adapter, domain, prompt, adapter, manifest.stop_token_ids, engine)
 
+    def elsewhere(self, target: Target, affinity: bytes = b"") -> Target | None:
+        """The same target on another engine, after its own gave no answer; that one is taken out of routing.
+
+        Args:
+            target: Whose engine broke the connection off before any byte came.
+            affinity: As in `resolve`.
+
+        Returns:
+            None where no other engine can answer.
+        """
+        engine = self._engines.elsewhere(target.engine, target.adapter, affinity)
+        return target._replace(engine=engine) if engine else None
+
     def served_names(self) -> list[str]:
         """All that `GET /v1/models` lists now."""
         names = []

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 
 from fastapi import APIRouter, Request
 from preceptor_contracts.wire import GenerateRequest
-from preceptor_contracts.wire_generate import GenerateBatchAnswer, GenerateBatchRequest
+from preceptor_contracts.wire_generate import GenerateBatchAnswer, GenerateBatchRequest, GenerateResult
 from starlette.responses import StreamingResponse
 
 from preceptor_gateway.auth import USE
 from preceptor_gateway.generate.service import chat_body, retell
 from preceptor_gateway.leaving import until_client_leaves
-from preceptor_gateway.limits.gate import LIMITED
+from preceptor_gateway.limits.gate import LIMITED, note_tokens
 from preceptor_gateway.problems import request_id_of
 from preceptor_gateway.services import ServicesDep
 
@@ -26,7 +27,7 @@ async def generate(body: GenerateRequest, request: Request, services: ServicesDe
     body_sent = chat_body(body.prompt, body, served, stream=True)
     call = services.chat.prepare(body_sent, kind="generate", route="/generate")
     request.scope["served"] = served
-    pieces = await services.relay.open(call, AsyncExitStack())
+    pieces = await services.relay.open(call, AsyncExitStack(), partial(note_tokens, request.scope))
     headers = {name.decode(): value.decode() for name, value in call.headers}
     told = retell(pieces, request_id_of(request))
     return StreamingResponse(told, headers=headers, media_type="text/event-stream")
@@ -37,4 +38,6 @@ async def generate_batch(body: GenerateBatchRequest, request: Request, services:
     """Answers 1 to 256 prompts, in order; a prompt that the engine could not answer has an error in its place."""
     answer = await until_client_leaves(request, services.generate.answer_all(body, request_id_of(request)))
     request.scope["served"] = answer.served
+    used = [one.usage for one in answer.results if isinstance(one, GenerateResult)]
+    note_tokens(request.scope, sum(usage.prompt_tokens + usage.completion_tokens for usage in used))
     return answer

@@ -17,7 +17,7 @@ from preceptor_contracts.wire_generate import (
     GenerateUsage,
 )
 
-from preceptor_gateway.batches import run_each
+from preceptor_gateway.batches import exact_name, run_each
 from preceptor_gateway.chat.service import ChatService
 from preceptor_gateway.domains.service import DomainService
 from preceptor_gateway.events import DONE, read_events, text_of, write_event
@@ -72,8 +72,8 @@ class GenerateService:
         """
         served = self._domains.served_name(domain=request.domain, served=request.model)
         # Before the engine is bothered: what cannot be served is the whole request's error.
-        self._domains.resolve(served)
-        jobs = [partial(self._answer, prompt, request, served) for prompt in request.prompts]
+        exact = exact_name(self._domains.resolve(served))
+        jobs = [partial(self._answer, prompt, request, exact) for prompt in request.prompts]
         done = await run_each(jobs, self._at_a_time)
         results = tuple(
             _failure(index, one) if isinstance(one, PreceptorError) else _result(index, one)

@@ -87,7 +87,6 @@ class Database:
             raise PrerequisiteError(
                 f"The database {self.shown!r} is at revision {newer[0]!r}, which this version of Preceptor does not "
                 "know.",
-                code="database_newer",
                 hint="A newer version wrote it: install that version, or restore a backup from before.",
             )
         command.upgrade(config, "head")

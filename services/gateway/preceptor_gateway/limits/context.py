@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from preceptor_gateway.problems import BadRequest
 
 MOST_CHARACTERS_PER_TOKEN = 128
-"""No token of a vocabulary in use covers more characters.
+"""No token is taken to cover more characters on average.
 
-The embedded base model's longest entry has 81 (a line feed and 80 spaces); the longest that is not one repeated
-character has 25. Larger vocabularies have runs of up to 128 spaces. Typical English has 4 to 5 characters a token, so a
-text is refused here only when it is some thirty times too long, or `max_tokens` leaves no room: a bound that real text
-could meet would refuse tables and indented code that do fit.
+The embedded base model's longest vocabulary entry has 81 (a line feed and 80 spaces); the longest that is not one
+repeated character has 25. 128 leaves room for larger vocabularies. The shipped domains' texts have about 3 characters a
+token, so a text is refused here only when it is some forty times too long, or when `max_tokens` leaves no room. A bound
+that real text could meet would also refuse tables and indented code that do fit.
 """
 
 

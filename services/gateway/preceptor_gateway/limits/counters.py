@@ -13,10 +13,10 @@ from typing import NamedTuple, Protocol
 
 import structlog
 from limits.aio.storage import RedisStorage
-from limits.aio.storage.redis.redispy import RedispyBridge
-from limits.errors import StorageError
+from limits.errors import ConfigurationError, StorageError
 from limits.storage import MemoryStorage
 from preceptor_contracts.errors import PrerequisiteError
+from redis.asyncio import BlockingConnectionPool
 
 from preceptor_gateway.limits.window import SPAN_S
 
@@ -24,6 +24,7 @@ WAIT_S = 0.25
 """How long Redis may take. A request is not worth more of a wait than this."""
 AGAIN_S = 5.0
 """How long Redis is left alone after it failed, so that its absence costs one wait, not one a request."""
+_CONNECTIONS = 16
 _KEPT_S = 2 * SPAN_S
 """A minute's count is needed until the minute behind it is over."""
 log = structlog.get_logger("limits")
@@ -103,15 +104,22 @@ class RedisCounters:
 
     def __init__(self, url: str, on_away: Callable[[], None]) -> None:
         try:
+            # A bounded pool: a burst must share connections, not open one a command.
+            self._pool = BlockingConnectionPool.from_url(
+                url,
+                max_connections=_CONNECTIONS,
+                timeout=WAIT_S,
+                socket_timeout=WAIT_S,
+                socket_connect_timeout=WAIT_S,
+            )
             self._storage = RedisStorage(
                 f"async+{url}",
                 implementation="redispy",
                 key_prefix="preceptor",
                 wrap_exceptions=True,
-                socket_timeout=WAIT_S,
-                socket_connect_timeout=WAIT_S,
+                connection_pool=self._pool,  # type: ignore[arg-type]  # passed on to redis-py, as documented
             )
-        except Exception as error:
+        except (ValueError, ConfigurationError) as error:
             raise PrerequisiteError(
                 "GATEWAY_LIMITS_URL is not the URL of a Redis.", hint="Write redis://<host>:<port>/<database>."
             ) from error
@@ -149,9 +157,7 @@ class RedisCounters:
     async def close(self) -> None:
         """Finishes what is to be booked and closes the connections to Redis."""
         await asyncio.gather(*self._later, return_exceptions=True)
-        bridge = self._storage.bridge
-        assert isinstance(bridge, RedispyBridge)  # asked for by name in __init__
-        await bridge.storage.aclose()
+        await self._pool.aclose()
 
     async def _one(self, booking: Booking) -> Counted:
         previous, current = _keys(booking)

@@ -38,6 +38,7 @@ async def answer_items(
     """Answers 1 to 256 items; with `explain`, one item as server-sent events: the answer, then why."""
     answer = await until_client_leaves(request, services.mcq.answer_all(body, request_id_of(request)))
     request.scope["served"] = answer.served
+    note_tokens(request.scope, answer.usage.prompt_tokens)
     if not body.explain:
         return answer
     return StreamingResponse(_explained(services.mcq, body, answer), media_type="text/event-stream")

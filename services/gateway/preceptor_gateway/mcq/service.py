@@ -12,16 +12,18 @@ from preceptor_contracts.errors import InvalidInput
 from preceptor_contracts.frozen import parse
 from preceptor_contracts.mcq import LabelledChoice, McqItem, Scoring, read_choices
 from preceptor_contracts.prompts import require_mcq
+from preceptor_contracts.served_names import RAW_BASE
 from preceptor_contracts.wire import McqAnswer, McqRequest
 from preceptor_contracts.wire_mcq import Debias, McqListAnswer, McqListRequest, McqResult
 from pydantic import TypeAdapter
 
 from preceptor_gateway.adapters.service import AdapterService
-from preceptor_gateway.batches import all_or_none, run_each
+from preceptor_gateway.batches import all_or_none, exact_name, run_each
 from preceptor_gateway.domains.prompts import DomainPrompt
 from preceptor_gateway.domains.service import DomainService, Target
 from preceptor_gateway.engine.client import EngineLostAdapter
 from preceptor_gateway.mcq.answers import failure_of, result_of, usage_of_all
+from preceptor_gateway.mcq.counting import counted
 from preceptor_gateway.mcq.debiasing import average, rotations
 from preceptor_gateway.mcq.explaining import Explainer
 from preceptor_gateway.mcq.options import score_options
@@ -64,7 +66,9 @@ class McqService:
         served = self._domains.served_name(domain=request.domain, served=request.model)
         asked = self._resolve(served, item)
         self._count(asked, 1)
-        scores = (await self._score(asked, item, Debias.NONE)).scores
+        with counted("/submit_mcq", asked.target) as tally:
+            scores = (await self._score(asked, item, Debias.NONE)).scores
+            tally.prompt_tokens, tally.cached_tokens = scores.prompt_tokens, scores.cached_tokens or 0
         (safety,) = self._safety(asked, [item])
         best = scores.best
         return McqAnswer(
@@ -98,17 +102,21 @@ class McqService:
         self._count(first, len(items))
         safety = self._safety(first, items)
         order = _passages_together(items)
-        jobs = [partial(self._score_one, served, items[index], request.debias) for index in order]
-        done = dict(zip(order, await run_each(jobs, self._width(first.scoring, request)), strict=True))
-        results = tuple(
-            result_of(index, asked, one, first.scoring, request.abstain_below, safety[index])
-            if isinstance(one := done[index], Scored)
-            else failure_of(index, asked, one)
-            for index, asked in enumerate(request.items)
-        )
+        exact = exact_name(first.target)
+        jobs = [partial(self._score_one, exact, items[index], request.debias) for index in order]
+        with counted("/v1/mcq", first.target) as tally:
+            done = dict(zip(order, await run_each(jobs, self._width(first.scoring, request)), strict=True))
+            results = tuple(
+                result_of(index, asked, one, first.scoring, request.abstain_below, safety[index])
+                if isinstance(one := done[index], Scored)
+                else failure_of(index, asked, one)
+                for index, asked in enumerate(request.items)
+            )
+            usage = usage_of_all(results)
+            tally.prompt_tokens, tally.cached_tokens = usage.prompt_tokens, usage.cached_tokens or 0
         return McqListAnswer(
             results=results,
-            usage=usage_of_all(results),
+            usage=usage,
             served=served,
             adapter=first.target.adapter,
             domain=first.domain.name,
@@ -124,7 +132,7 @@ class McqService:
             PreceptorError: While iterating: the adapter is gone, or the engine fails.
         """
         item, options = request.items[0].item, request.items[0].options
-        asked = self._resolve(answer.served, item)
+        asked = self._resolve(f"{answer.domain}:{answer.adapter or RAW_BASE}", item)
         labels = tuple(option.label for option in options)
         (result,) = answer.results
         assert isinstance(result, McqResult)  # where the only item fails, the request does

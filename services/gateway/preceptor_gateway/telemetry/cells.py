@@ -69,6 +69,7 @@ class Cells:
         "gaps",
         "in_flight",
         "labels",
+        "limited",
         "prompt_tokens",
         "queue",
         "requests",
@@ -80,6 +81,7 @@ class Cells:
         self.labels = labels
         self.requests: dict[int, int] = {}
         self.errors: dict[tuple[int, str], int] = {}
+        self.limited: dict[str, int] = {}
         self.in_flight = 0
         self.prompt_tokens = 0
         self.cached_tokens = 0
@@ -180,15 +182,15 @@ def _outcomes(every: list[Cells]) -> Iterator[CounterMetricFamily]:
         labels=[*_LABELS, "status", "code"],
     )
     limited = CounterMetricFamily(
-        "preceptor_limited_requests", "Requests refused because of a limit.", labels=[*_LABELS, "code"]
+        "preceptor_limited_requests", "Requests refused because of a limit.", labels=[*_LABELS, "limit"]
     )
     for cells in every:
         for status, count in cells.requests.items():
             requests.add_metric([*cells.labels, str(status)], count)
         for (status, code), count in cells.errors.items():
             errors.add_metric([*cells.labels, str(status), code], count)
-            if status == 429:
-                limited.add_metric([*cells.labels, code], count)
+        for limit, count in cells.limited.items():
+            limited.add_metric([*cells.labels, limit], count)
     yield from (requests, errors, limited)
 
 

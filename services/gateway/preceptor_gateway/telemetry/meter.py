@@ -5,16 +5,22 @@ from __future__ import annotations
 from bisect import bisect_left
 from contextvars import ContextVar
 from time import perf_counter
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from preceptor_gateway.telemetry.cells import NONE, Cells
 from preceptor_gateway.telemetry.usage import Usage, find_stream_usage, find_usage
 
-if TYPE_CHECKING:
-    from preceptor_gateway.metrics import Metrics
-
 _CODES = 200
 """Error codes that one set of cells tells apart; all of ours are fewer. Past it they are one code, `other`."""
+
+
+class CellSource(Protocol):
+    """Where cells are: the gateway's `Metrics`."""
+
+    unresolved: Cells
+
+    def cells(self, route: str, domain: str, adapter: str) -> Cells:
+        """The cells of a route, domain and adapter."""
 
 
 class CallTrace(Protocol):
@@ -128,7 +134,8 @@ class CallMeter:
         elif self._last or not code:
             cells.chunk_tokens += self.completion_tokens
             cells.unmetered += 1
-        if code:
+        if code and self._last:
+            # The status is sent; what fails before, the edge learns by the exception.
             self._meter.code = code
         if self._trace is not None:
             self._trace.end(usage, self.chunks, code, answer)
@@ -137,9 +144,21 @@ class CallMeter:
 class RequestMeter:
     """One request. `done` ends it."""
 
-    __slots__ = ("_cells", "_metrics", "code", "read_at", "request_id", "route", "seconds", "started", "trace")
+    __slots__ = (
+        "_asked",
+        "_cells",
+        "_metrics",
+        "code",
+        "limit",
+        "read_at",
+        "request_id",
+        "route",
+        "seconds",
+        "started",
+        "trace",
+    )
 
-    def __init__(self, metrics: Metrics, request_id: str) -> None:
+    def __init__(self, metrics: CellSource, request_id: str) -> None:
         self._metrics = metrics
         self._cells = metrics.unresolved
         self._cells.in_flight += 1
@@ -147,6 +166,9 @@ class RequestMeter:
         self.trace: RequestTrace | None = None
         self.code = ""
         """Code of the error that the request ended in, where its status could not say so any more."""
+        self.limit = ""
+        """Which limit refused the request, if one did."""
+        self._asked = False
         self.route = NONE
         """The route's template, once it is known."""
         self.read_at = 0.0
@@ -158,25 +180,41 @@ class RequestMeter:
         """Notes that the body is there; from here to the call is the gateway's own work. Only traces show it."""
         self.read_at = perf_counter()
 
-    def call(
-        self, route: str, domain: str | None, adapter: str | None, served: str = "", body: bytes = b""
-    ) -> CallMeter:
-        """Begins a call of the engine; to be called right before it is asked.
+    def about(self, route: str, domain: str | None, adapter: str | None) -> Cells:
+        """Notes whom the request asks; what goes wrong from here on is counted there. The first word holds.
 
         Args:
             route: The route's template, not the path.
             domain: A registered domain; None for the raw base model.
             adapter: A registered adapter; None for the base model.
-            served: The served name; for traces.
-            body: What the engine gets; for traces.
+
+        Returns:
+            The cells of whom it asks now.
         """
-        now = perf_counter()
         cells = self._metrics.cells(route, domain or "base", adapter or "base")
         if self._cells is self._metrics.unresolved:
             self._cells.in_flight -= 1
             cells.in_flight += 1
             self._cells = cells
             self.route = route
+        return cells
+
+    def call(
+        self, route: str, domain: str | None, adapter: str | None, served: str = "", body: bytes = b""
+    ) -> CallMeter:
+        """Begins a call of the engine; to be called right before it is asked.
+
+        Args:
+            route: As in `about`.
+            domain: As in `about`.
+            adapter: As in `about`.
+            served: The served name; for traces.
+            body: What the engine gets; for traces.
+        """
+        now = perf_counter()
+        cells = self.about(route, domain, adapter)
+        if not self._asked:
+            self._asked = True
             cells.queue.observe(now - self.started)
         trace = self.trace.call(self, cells, served, body, now) if self.trace is not None else None
         return CallMeter(self, cells, trace)
@@ -204,6 +242,9 @@ class RequestMeter:
             if key not in cells.errors and len(cells.errors) >= _CODES:
                 key = (status, "other")
             cells.errors[key] = cells.errors.get(key, 0) + 1
+            if status == 429:
+                limit = self.limit or "other"
+                cells.limited[limit] = cells.limited.get(limit, 0) + 1
         if self.trace is not None:
             self.trace.end(self, status, code, now)
 
