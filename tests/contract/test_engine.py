@@ -354,6 +354,17 @@ def test_fields_of_a_wrong_kind_are_400(engine: httpx.Client, wrong: dict[str, o
     assert answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_an_answer_that_can_not_fit_and_too_many_logprobs_are_400(engine: httpx.Client, path: str) -> None:
+    asked = {"messages": TURNS} if "chat" in path else {"prompt": "Pollen is"}
+    body = {"model": "base", "temperature": 0, **asked}
+    long = engine.post(path, json={**body, "max_tokens": 100_000})
+    assert long.status_code == 400
+    assert "maximum context length" in long.json()["error"]["message"]
+    many = {"logprobs": True, "top_logprobs": 999} if "chat" in path else {"logprobs": 999}
+    assert engine.post(path, json={**body, "max_tokens": 1, **many}).status_code == 400
+
+
 def test_an_engine_without_embeddings_says_that_it_has_no_such_route(engine: httpx.Client) -> None:
     answer = engine.post("/v1/embeddings", json={"model": "base", "input": "a"})
     assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})

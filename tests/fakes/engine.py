@@ -29,6 +29,8 @@ from tests.fakes.answers import ChatAnswer, ChatAsked, PlainAnswer, PlainAsked, 
 Json = dict[str, Any]
 START, END, VOCABULARY = 256, 257, 258
 MAX_MODEL_LEN = 2048
+MAX_LOGPROBS = 20
+"""vLLM's bound on how many of the likeliest tokens it tells."""
 MAX_IDS = 128
 """vLLM's bound on `logprob_token_ids`."""
 BLOCK = 32
@@ -88,6 +90,8 @@ class FakeEngine:
     fail_with: int = 0
     """Status that every completion answers; 0 means none."""
     token_delay_s: float = 0.0
+    head_s: float = 0.0
+    """How long a request for a stream waits for so much as a status: a busy vLLM tokenizes before it answers."""
     prefill_s: float = 0.0
     """How long a stream is silent before its first event."""
     models_delay_s: float = 0.0
@@ -225,14 +229,15 @@ class FakeEngine:
             prompt = template(asked.messages, generation_prompt=True)
         except (KeyError, TypeError) as error:
             return _error(400, f"A message cannot be read: {error}")
-        if refused := self._refusal(self.calls[-1][1], len(prompt)) or _greedy(asked):
+        room = asked.max_completion_tokens or asked.max_tokens or 0
+        if refused := self._refusal(self.calls[-1][1], len(prompt) + room) or _greedy(asked):
             return refused
         answer = ChatAnswer(asked, constrained(asked, self.answer), prompt, lambda ids: self.logprobs(name, ids))
         head = {"id": f"chatcmpl-{self.answered}", "created": int(time.time()), "model": name}
         usage = Usage(len(prompt), answer.tokens * (asked.n or 1), self.cached(name, prompt))
         if asked.stream:
             events = ({"object": "chat.completion.chunk", **head, "choices": one} for one in answer.pieces())
-            return self._streamed(asked, head, events, usage)
+            return await self._streamed(asked, head, events, usage, request)
         if await self._left(request):
             self.aborted += 1
             return Response(status_code=499)
@@ -241,9 +246,9 @@ class FakeEngine:
             choices[0]["logprobs"] = {"content": [{"top_logprobs": self._top(name, prompt, wanted)}]}
         return JSONResponse({"object": "chat.completion", **head, "choices": choices, "usage": usage.json()})
 
-    async def _left(self, request: Request) -> bool:
+    async def _left(self, request: Request, wait_s: float | None = None) -> bool:
         """Waits as long as an answer takes; True where the client left meanwhile (vLLM aborts then too)."""
-        until = time.monotonic() + self.token_delay_s
+        until = time.monotonic() + (self.token_delay_s if wait_s is None else wait_s)
         self.together += 1
         self.running += 1
         self.most_together = max(self.most_together, self.together)
@@ -262,7 +267,12 @@ class FakeEngine:
         sampled = max(range(VOCABULARY), key=lambda token: logprobs[token])
         return [{"token": f"token_id:{token}", "logprob": logprobs[token]} for token in (sampled, *wanted)]
 
-    def _streamed(self, asked: ChatAsked | PlainAsked, head: Json, events: Iterable[Json], usage: Usage) -> Response:
+    async def _streamed(
+        self, asked: ChatAsked | PlainAsked, head: Json, events: Iterable[Json], usage: Usage, request: Request
+    ) -> Response:
+        if self.head_s and await self._left(request, self.head_s):
+            self.aborted += 1
+            return Response(status_code=499)
         last = {**head, "choices": [], "usage": usage.json()}
         wanted = asked.stream_options and asked.stream_options.include_usage
         return StreamingResponse(self._stream(events, last if wanted else None), media_type="text/event-stream")
@@ -295,7 +305,8 @@ class FakeEngine:
         if isinstance(asked, Response):
             return asked
         name, prompts = asked.model or "base", asked.prompts
-        if refused := self._refusal(self.calls[-1][1], max(map(len, prompts))) or _greedy(asked) or _odd(asked):
+        longest = max(map(len, prompts)) + (asked.max_tokens or 0)
+        if refused := self._refusal(self.calls[-1][1], longest) or _greedy(asked) or _odd(asked):
             return refused
         if not asked.stream and await self._left(request):
             self.aborted += 1
@@ -309,7 +320,7 @@ class FakeEngine:
         head = {"id": f"cmpl-{self.answered}", "object": "text_completion", "created": int(time.time()), "model": name}
         if asked.stream:
             events = ({**head, "choices": [one]} for index, answer in numbered for one in answer.pieces(index))
-            return self._streamed(asked, head, events, usage)
+            return await self._streamed(asked, head, events, usage, request)
         choices = [answer.whole(index) for index, answer in numbered]
         return JSONResponse({**head, "choices": choices, "usage": usage.json()})
 
@@ -329,6 +340,9 @@ def _greedy(asked: ChatAsked | PlainAsked) -> Response | None:
         return _error(400, "Stream options can only be defined when `stream=True`.")
     if asked.temperature == 0 and (asked.n or 1) > 1:
         return _error(400, f"n must be 1 when using greedy sampling, got {asked.n}.")
+    most = asked.top_logprobs if isinstance(asked, ChatAsked) else asked.logprobs
+    if (most or 0) > MAX_LOGPROBS:
+        return _error(400, f"Requested sample logprobs of {most}, which is greater than max allowed: {MAX_LOGPROBS}")
     return None
 
 

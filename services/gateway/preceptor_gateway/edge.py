@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from preceptor_gateway.hot import HotRoute
 from preceptor_gateway.metrics import Metrics
 from preceptor_gateway.privacy import log_fields, traceback_of
-from preceptor_gateway.problems import BadRequest, BodyTooLarge, GatewayError, response_of
+from preceptor_gateway.problems import BadMethod, BodyTooLarge, GatewayError, response_of
 from preceptor_gateway.telemetry.cells import NONE
 from preceptor_gateway.telemetry.meter import RequestMeter
 
@@ -85,7 +85,7 @@ class Edge:
             await self.api(scope, receive, send)
             return
         if scope["method"] != "POST":
-            raise _bad_method(scope)
+            raise BadMethod(f"{scope['method']} {scope['path']!r}", "POST")
         scope["app"] = self.api
         await hot(scope, receive, send)
 
@@ -129,12 +129,6 @@ def _oops(request_id: str) -> GatewayError:
     )
     oops.status = 500
     return oops
-
-
-def _bad_method(scope: Scope) -> GatewayError:
-    wrong = BadRequest(f"{scope['method']} {scope['path']!r}: Method Not Allowed.", code="bad_method", hint="POST it.")
-    wrong.status = 405
-    return wrong
 
 
 def _headers(scope: Scope) -> tuple[str, int]:

@@ -9,6 +9,17 @@ import orjson
 
 Json = dict[str, Any]
 DONE = b"data: [DONE]\n\n"
+EVENT_STREAM: Json = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "description": "One event. The last is `[DONE]`, or an error of the one shape.",
+            "required": ["data"],
+            "properties": {"data": {"type": "string", "description": "JSON, or `[DONE]`."}},
+        }
+    }
+}
+"""How a stream of events stands in the OpenAPI document."""
 
 
 def write_event(value: Json) -> bytes:

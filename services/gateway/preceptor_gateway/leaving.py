@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from preceptor_gateway.problems import ClientLeft
 
@@ -30,3 +33,22 @@ async def until_client_leaves(request: Request, work: Coroutine[Any, Any, T]) ->
         for one in (task, watch):
             one.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events that let go of what they hold, even where the client is gone before the first is asked for.
+
+    Args:
+        events: What is sent.
+        held: Left in every case; a generator that never began would leave nothing.
+        headers: Sent with the status.
+    """
+
+    def __init__(self, events: AsyncIterator[bytes], held: AsyncExitStack, headers: Mapping[str, str]) -> None:
+        super().__init__(events, headers=headers, media_type="text/event-stream")
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends."""
+        async with self._held:
+            await super().__call__(scope, receive, send)

@@ -8,6 +8,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from preceptor_contracts.wire import ProblemBody
 
+from preceptor_gateway.events import EVENT_STREAM
+
 Json = dict[str, Any]
 
 _SERVED: Json = {
@@ -91,21 +93,54 @@ _EMBEDDING: Json = {
     },
     "additionalProperties": True,
 }
+_USAGE: Json = {
+    "type": ["object", "null"],
+    "description": "`prompt_tokens`, `completion_tokens`, `total_tokens`, and what the engine adds.",
+}
+
+
+def _answer(kind: str, choice: str) -> Json:
+    """The shape of a whole answer, as far as clients rely on it; the engine may add fields."""
+    return {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["id", "object", "model", "choices"],
+                "properties": {
+                    "id": {"type": "string"},
+                    "object": {"const": kind},
+                    "created": {"type": "integer", "description": "Seconds since 1970."},
+                    "model": {"type": "string", "description": "The engine's name: the adapter's, or `base`."},
+                    "choices": {"type": "array", "items": {"type": "object"}, "description": choice},
+                    "usage": _USAGE,
+                },
+            }
+        },
+    }
+
+
+_CHAT_ANSWER = {
+    **_answer("chat.completion", "Each with `index`, `message`, `logprobs` and `finish_reason`."),
+    **EVENT_STREAM,
+}
+_PLAIN_ANSWER = {
+    **_answer("text_completion", "Each with `index`, `text`, `logprobs` and `finish_reason`."),
+    **EVENT_STREAM,
+}
 _OBJECT: Json = {"application/json": {"schema": {"type": "object"}}}
-_STREAMED: Json = {**_OBJECT, "text/event-stream": {"schema": {"type": "string"}}}
 
 _HOT = {
     "/v1/chat/completions": (
         "OpenAI chat completions, streamed or whole",
         "The domain's system message comes first. Fields that are not named here go to the engine as they are.",
         _CHAT,
-        _STREAMED,
+        _CHAT_ANSWER,
     ),
     "/v1/completions": (
         "OpenAI completions of a raw prompt, streamed or whole",
         "No domain prompt is added. `echo` with `logprobs` scores the prompt, which is what evaluation harnesses ask.",
         _COMPLETION,
-        _STREAMED,
+        _PLAIN_ANSWER,
     ),
     "/v1/embeddings": (
         "OpenAI embeddings, where the engine has them",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 _NOT_FOUND = frozenset({"unknown_served_name", "unknown_domain", "unknown_adapter"})
+_VARIABLE = re.compile(r"\{\w+\}")
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -65,6 +68,22 @@ class NotFound(GatewayError):
 
     status = 404
     default_code = "not_found"
+
+
+class BadMethod(GatewayError):
+    """The route takes other methods.
+
+    Args:
+        asked: The request's method and path.
+        allowed: The methods that it takes.
+    """
+
+    status = 405
+    default_code = "bad_method"
+
+    def __init__(self, asked: str, allowed: str) -> None:
+        super().__init__(f"{asked}: Method Not Allowed.", hint=f"It takes {allowed}.")
+        self.allowed = allowed
 
 
 class Conflict(GatewayError):
@@ -139,6 +158,8 @@ def response_of(error: PreceptorError, request_id: str) -> Response:
         headers["retry-after"] = str(error.retry_after_s)
     if isinstance(error, NotAuthenticated):
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, BadMethod):
+        headers["allow"] = error.allowed
     headers |= {name.decode(): value.decode() for name, value in getattr(error, "headers", ())}
     body = orjson.dumps(body_of(error, request_id).model_dump())
     return Response(body, status_of(error), headers, media_type="application/json")
@@ -147,6 +168,14 @@ def response_of(error: PreceptorError, request_id: str) -> Response:
 def request_id_of(request: Request) -> str:
     """The id that the edge gave this request."""
     return str(request.scope.get("request_id", ""))
+
+
+def _allowed(request: Request, error: HTTPException) -> str:
+    """Methods of all routes on this path; Starlette names those of the first alone."""
+    path, paths = request.url.path, request.app.openapi()["paths"]
+    matching = [path] if path in paths else [one for one in paths if re.fullmatch(_VARIABLE.sub("[^/]+", one), path)]
+    methods = {method.upper() for one in matching for method in paths[one]}
+    return ", ".join(sorted(methods)) or (error.headers or {}).get("Allow", "")
 
 
 def install_handlers(app: FastAPI) -> None:
@@ -171,7 +200,7 @@ def install_handlers(app: FastAPI) -> None:
         if isinstance(told := first.get("ctx", {}).get("error"), PreceptorError):
             # A shape's own check of a field: its code and hint, at its place.
             wrong = BadRequest(f"{field}: {told.message}", code=told.code, param=field, hint=told.hint)
-            return response_of(wrong, request_id_of(request))
+            return answer(request, wrong)
         shown = repr(first.get("input"))
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         message = f"{field}: {first['msg'].removeprefix('Value error, ')} (got {shown})."
@@ -188,9 +217,10 @@ def install_handlers(app: FastAPI) -> None:
         elif isinstance(error.__cause__, PreceptorError):
             # FastAPI turns whatever goes wrong while it reads a typed body into a 400 of its own.
             return answer(request, error.__cause__)
+        elif error.status_code == 405:
+            lost = BadMethod(f"{request.method} {request.url.path!r}", _allowed(request, error))
         else:
-            code = "bad_method" if error.status_code == 405 else "invalid_json"
-            lost = BadRequest(f"{request.method} {request.url.path!r}: {error.detail}.", code=code)
+            lost = BadRequest(f"{request.method} {request.url.path!r}: {error.detail}.", code="invalid_json")
             lost.status = error.status_code
         return answer(request, lost)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,8 +110,8 @@ class Stack:
 StackMaker = Callable[..., Stack]
 
 
-@pytest.fixture
-def make_stack(tmp_path: Path) -> Iterator[StackMaker]:
+@contextmanager
+def stack_maker(root: Path) -> Iterator[StackMaker]:
     """Builds stacks; a second call on the same folders is a gateway restart."""
     with ExitStack() as exits:
         hosts: list[EngineHost] = []
@@ -122,7 +122,6 @@ def make_stack(tmp_path: Path) -> Iterator[StackMaker]:
                 hosts[-1].start()
                 exits.callback(hosts[-1].kill)
             fake = hosts[0].fake
-            root = tmp_path
             domains = root / "domains"
             domain = load_domain(domains / "clinic").domain if domains.exists() else write_domain(domains, scoring)
             values: dict[str, object] = {
@@ -144,6 +143,13 @@ def make_stack(tmp_path: Path) -> Iterator[StackMaker]:
             ]
             return Stack(fake, domain, root, url, use, admin, gateway.close, hosts)
 
+        yield make
+
+
+@pytest.fixture
+def make_stack(tmp_path: Path) -> Iterator[StackMaker]:
+    """Builds stacks for one test."""
+    with stack_maker(tmp_path) as make:
         yield make
 
 

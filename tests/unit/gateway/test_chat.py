@@ -237,3 +237,17 @@ def test_a_rule_that_answers_instead_asks_no_engine(make_stack: StackMaker) -> N
     assert told.text == 'data: {"text":"Call 112 first.\\n\\n"}\n\ndata: [DONE]\n\n'
     assert [path for path, _ in stack.fake.calls[before:] if "completions" in path] == []
     assert stack.chat("clinic:base", "What is breathing?").json()["choices"][0]["message"]["content"] == ANSWER
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/chat/completions", "POST"),
+        ("PATCH", "/v1/adapters", "GET, POST"),
+        ("OPTIONS", "/v1/models/base", "GET"),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(stack: Stack, method: str, path: str, allowed: str) -> None:
+    answer = stack.use.request(method, path)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (405, "bad_method")
+    assert answer.headers["allow"] == allowed

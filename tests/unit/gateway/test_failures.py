@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import sys
@@ -82,7 +83,7 @@ def test_engine_that_dies_in_mid_stream_is_a_last_event_and_a_closed_stream(
     make_stack: StackMaker, engine_process: EngineProcess, how: signal.Signals, code: str, path: str, body: Any
 ) -> None:
     engine_process.start()
-    stack = make_stack(engine_url=engine_process.url, engine_timeout_s=1)
+    stack = make_stack(ENGINE_URLS=engine_process.url, engine_timeout_s=1)
     lines = []
     died = 0.0
     with stack.use.stream("POST", path, json=body) as response:
@@ -104,7 +105,7 @@ def test_engine_that_dies_in_mid_stream_is_a_last_event_and_a_closed_stream(
 
 def test_engine_that_dies_before_a_whole_answer_is_a_503(make_stack: StackMaker, engine_process: EngineProcess) -> None:
     engine_process.start()
-    stack = make_stack(engine_url=engine_process.url)
+    stack = make_stack(ENGINE_URLS=engine_process.url)
     assert stack.chat("base").status_code == 200
     engine_process.signal(signal.SIGKILL)
     started = time.monotonic()
@@ -119,7 +120,7 @@ def test_engine_that_dies_before_a_whole_answer_is_a_503(make_stack: StackMaker,
 def test_engine_that_starts_slowly_is_a_503_with_retry_after_and_then_an_answer(
     make_stack: StackMaker, engine_process: EngineProcess
 ) -> None:
-    stack = make_stack(engine_url=engine_process.url)
+    stack = make_stack(ENGINE_URLS=engine_process.url)
     asked: list[tuple[str, Any]] = [
         ("/v1/chat/completions", CHAT),
         ("/v1/chat/completions", {**CHAT, "stream": True}),
@@ -139,7 +140,7 @@ def test_engine_that_starts_slowly_is_a_503_with_retry_after_and_then_an_answer(
 
 
 def test_health_tells_process_and_engine_apart(make_stack: StackMaker, engine_process: EngineProcess) -> None:
-    stack = make_stack(engine_url=engine_process.url)
+    stack = make_stack(ENGINE_URLS=engine_process.url)
     assert httpx.get(f"{stack.url}/").status_code == 200
     down = httpx.get(f"{stack.url}/health")
     assert (down.status_code, down.json()["status"], down.json()["engine"]) == (503, "degraded", "down")
@@ -153,7 +154,7 @@ def test_health_tells_process_and_engine_apart(make_stack: StackMaker, engine_pr
 
 def test_health_answers_though_the_engine_accepts_and_never_answers(make_stack: StackMaker) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=64) as mute:
-        stack = make_stack(engine_url=f"http://127.0.0.1:{mute.getsockname()[1]}")
+        stack = make_stack(ENGINE_URLS=f"http://127.0.0.1:{mute.getsockname()[1]}")
         started = time.monotonic()
         health = httpx.get(f"{stack.url}/health", timeout=20)
         assert time.monotonic() - started < 7
@@ -187,6 +188,28 @@ def work_ended(stack: Stack) -> bool:
 
 
 @pytest.mark.parametrize(("path", "body"), [*STREAMED, ("/generate", TEXT)], ids=lambda value: str(value)[:24])
+def test_client_that_leaves_before_the_head_of_a_stream(stack: Stack, path: str, body: object) -> None:
+    stack.fake.head_s = 20
+    hang_up(stack, path, body, after=b"")
+    assert eventually(lambda: work_ended(stack), 1)
+
+
+@pytest.mark.parametrize("head_s", [0.3, 0.31, 0.32])
+def test_client_that_leaves_while_the_head_arrives_leaves_nothing_behind(stack: Stack, head_s: float) -> None:
+    stack.fake.head_s = head_s
+    stack.fake.token_delay_s = 20
+    for _ in range(5):
+        content = json.dumps(TEXT).encode()
+        host, port = stack.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as client:
+            head = "POST /generate HTTP/1.1\r\nhost: x\r\nauthorization: Bearer use-key\r\n"
+            kind = "content-type: application/json\r\n"
+            client.sendall(f"{head}{kind}content-length: {len(content)}\r\n\r\n".encode() + content)
+            time.sleep(0.3)
+    assert eventually(lambda: stack.fake.running == 0, 1)
+
+
+@pytest.mark.parametrize(("path", "body"), [*STREAMED, ("/generate", TEXT)], ids=lambda value: str(value)[:24])
 def test_client_that_leaves_before_the_first_byte_of_a_stream(stack: Stack, path: str, body: object) -> None:
     stack.fake.prefill_s = 20
     hang_up(stack, path, body, after=b"")
@@ -212,8 +235,9 @@ def test_client_that_left_is_counted_as_one(stack: Stack) -> None:
     hang_up(stack, "/v1/chat/completions", CHAT, after=b"")
 
     def counted() -> bool:
-        return (
-            'preceptor_requests_total{route="/v1/chat/completions",status="499"} 1.0' in stack.use.get("/metrics").text
+        text = stack.use.get("/metrics").text
+        return bool(
+            re.search(r'^preceptor_requests_total{.*route="/v1/chat/completions",status="499"} 1.0$', text, re.M)
         )
 
     assert eventually(counted, 2)

@@ -316,7 +316,7 @@ def test_rate_limit(make_stack: StackMaker) -> None:
 
 
 def test_an_engine_that_is_away(make_stack: StackMaker) -> None:
-    with client_of(make_stack(engine_url=f"http://127.0.0.1:{free_port()}")) as client:
+    with client_of(make_stack(ENGINE_URLS=f"http://127.0.0.1:{free_port()}")) as client:
         with pytest.raises(openai.InternalServerError, match="does not answer") as caught:
             client.chat.completions.create(model="base", messages=HELLO, stream=True)
         assert (caught.value.status_code, caught.value.code) == (503, "engine_down")

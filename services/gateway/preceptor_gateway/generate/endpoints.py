@@ -11,8 +11,9 @@ from preceptor_contracts.wire_generate import GenerateBatchAnswer, GenerateBatch
 from starlette.responses import StreamingResponse
 
 from preceptor_gateway.auth import USE
+from preceptor_gateway.events import EVENT_STREAM
 from preceptor_gateway.generate.service import chat_body, retell
-from preceptor_gateway.leaving import until_client_leaves
+from preceptor_gateway.leaving import EventStream, until_client_leaves
 from preceptor_gateway.limits.gate import LIMITED, note_tokens
 from preceptor_gateway.problems import request_id_of
 from preceptor_gateway.services import ServicesDep
@@ -20,17 +21,22 @@ from preceptor_gateway.services import ServicesDep
 router = APIRouter(tags=["seeds"], dependencies=[USE])
 
 
-@router.post("/generate", dependencies=[LIMITED])
+@router.post(
+    "/generate",
+    dependencies=[LIMITED],
+    response_class=StreamingResponse,
+    responses={200: {"content": EVENT_STREAM}},
+)
 async def generate(body: GenerateRequest, request: Request, services: ServicesDep) -> StreamingResponse:
     """Answers one prompt as `data: {"text": ...}` events, then `data: [DONE]`."""
     served = services.domains.served_name(domain=body.domain, served=body.model)
     body_sent = chat_body(body.prompt, body, served, stream=True)
     call = services.chat.prepare(body_sent, kind="generate", route="/generate")
     request.scope["served"] = served
-    pieces = await services.relay.open(call, AsyncExitStack(), partial(note_tokens, request.scope))
+    held = AsyncExitStack()
+    pieces = await until_client_leaves(request, services.relay.open(call, held, partial(note_tokens, request.scope)))
     headers = {name.decode(): value.decode() for name, value in call.headers}
-    told = retell(pieces, request_id_of(request))
-    return StreamingResponse(told, headers=headers, media_type="text/event-stream")
+    return EventStream(retell(pieces, request_id_of(request)), held, headers)
 
 
 @router.post("/generate/batch", dependencies=[LIMITED])

@@ -12,7 +12,7 @@ from preceptor_contracts.wire_mcq import McqListAnswer, McqListRequest
 from starlette.responses import StreamingResponse
 
 from preceptor_gateway.auth import USE
-from preceptor_gateway.events import DONE, write_event
+from preceptor_gateway.events import DONE, EVENT_STREAM, write_event
 from preceptor_gateway.leaving import until_client_leaves
 from preceptor_gateway.limits.gate import LIMITED, note_tokens
 from preceptor_gateway.mcq.service import McqService
@@ -31,7 +31,13 @@ async def submit_mcq(body: McqRequest, request: Request, services: ServicesDep) 
     return answer
 
 
-@router.post("/v1/mcq", tags=["mcq"], response_model=McqListAnswer, dependencies=[LIMITED])
+@router.post(
+    "/v1/mcq",
+    tags=["mcq"],
+    response_model=McqListAnswer,
+    dependencies=[LIMITED],
+    responses={200: {"content": EVENT_STREAM}},
+)
 async def answer_items(
     body: McqListRequest, request: Request, services: ServicesDep
 ) -> McqListAnswer | StreamingResponse:
