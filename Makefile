@@ -5,7 +5,7 @@ PYTHON ?= python3
 # between make and honcho, and a SIGTERM to make would leave the stack running.
 HONCHO := exec env PYTHONUNBUFFERED=1 ONCE=$(ONCE) .venv/bin/honcho --env /dev/null
 
-.PHONY: help setup demo serve test test-unit test-house test-contract test-integration test-e2e lint typecheck format lock clean
+.PHONY: help setup demo serve test test-unit test-house test-contract test-integration test-e2e lint typecheck format bench-gateway bench-mcq lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -37,6 +37,9 @@ test-integration: ## Run real processes together
 test-e2e: ## Run what the README promises, as written
 	.venv/bin/pytest tests/e2e
 
+bench-mcq: setup ## Measure multiple choice beside lm-evaluation-harness on real vLLM; writes bench/mcq/report.md
+	@.venv/bin/python -m bench.mcq
+
 lint: ## Check style and import directions
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -49,8 +52,11 @@ format: ## Mend style
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
+bench-gateway: setup ## Measure the gateway beside LiteLLM and vllm-router; BENCH=--quick is a smoke of a minute
+	@exec .venv/bin/python -m bench.gateway $(BENCH)
+
 lock: ## Pin requirements/*.in into requirements/*.txt
 	.venv/bin/python scripts/lock.py
 
-clean: ## Remove both environments and caches; data/ and .env stay
-	rm -rf .venv .venv-engine .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## Remove the environments and caches; data/ and .env stay
+	rm -rf .venv .venv-engine .venv-bench .venv-bench-mcq .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

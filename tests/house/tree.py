@@ -42,7 +42,8 @@ MEMBERS = (
 def shipped_modules() -> list[Path]:
     """Every Python file that is not a test."""
     scripts = sorted((ROOT / "scripts").glob("*.py"))
-    return [*scripts, *(module for member in MEMBERS for module in member.modules)]
+    bench = sorted((ROOT / "bench").rglob("*.py"))
+    return [*scripts, *bench, *(module for member in MEMBERS for module in member.modules)]
 
 
 def tracked_files() -> list[Path]:

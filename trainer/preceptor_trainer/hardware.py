@@ -42,7 +42,7 @@ def detect_hardware() -> Hardware:
 
 def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Memory that this process may still take, in bytes; a container's limit counts."""
-    import psutil  # type: ignore[import-untyped]  # ships no types
+    import psutil
 
     available = int(psutil.virtual_memory().available)
     try:

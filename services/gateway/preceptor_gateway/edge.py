@@ -65,24 +65,17 @@ class Edge:
             await self._route(scope, self._limited(receive), send_with_id)
         except PreceptorError as error:
             scope["error_code"] = error.code
-            if status:
-                raise
-            await response_of(error, request_id)(scope, receive, send_with_id)
+            # Where the status is sent, returning ends the connection. Raising would have the server log the words.
+            if not status:
+                await response_of(error, request_id)(scope, receive, send_with_id)
         except Exception as error:
             # Last resort at the edge: the client gets the one shape, the log gets the traceback.
             scope["error_code"] = "internal_error"
             fields = log_fields(scope)
             fields["exception"] = traceback_of(error, "prompt" in scope)
             log.error("unexpected", **fields)
-            if status:
-                raise
-            oops = GatewayError(
-                "The gateway failed in a way that it did not expect.",
-                code="internal_error",
-                hint=f"Look for request_id {request_id!r} in the gateway's log.",
-            )
-            oops.status = 500
-            await response_of(oops, request_id)(scope, receive, send_with_id)
+            if not status:
+                await response_of(_oops(request_id), request_id)(scope, receive, send_with_id)
         finally:
             self._record(scope, meter, status)
 
@@ -126,6 +119,16 @@ class Edge:
             served=scope.get("served"),
             **log_fields(scope),
         )
+
+
+def _oops(request_id: str) -> GatewayError:
+    oops = GatewayError(
+        "The gateway failed in a way that it did not expect.",
+        code="internal_error",
+        hint=f"Look for request_id {request_id!r} in the gateway's log.",
+    )
+    oops.status = 500
+    return oops
 
 
 def _headers(scope: Scope) -> tuple[str, int]:

@@ -55,14 +55,14 @@ class HotRoute:
         scope["served"] = call.target.served
         meter.about(call.route, call.target.domain.name if call.target.domain else None, call.target.adapter)
         check_context(call.target.engine.context_tokens, call.max_tokens or None, call.prompt_chars)
-        admission = await services.limiter.admit(
-            caller, 0 if caller.unlimited else estimate_tokens(call.prompt_chars, call.max_tokens or ANSWER_TOKENS)
-        )
+        admission = await services.limiter.admit(caller, 0 if caller.unlimited else _estimate(call))
         scope["limit_headers"] = admission.headers
+        # Until an engine has taken it.
+        scope["tokens_used"] = 0
         try:
             await self._relay(services, call, scope, receive, send)
         finally:
-            await admission.done(scope.get("tokens_used"))
+            await admission.done(scope["tokens_used"])
 
     async def _relay(self, services: Services, call: EngineCall, scope: Scope, receive: Receive, send: Send) -> None:
         if call.silenced:
@@ -77,6 +77,10 @@ class HotRoute:
                 if not leaving.answering:
                     raise ClientLeft("The client hung up before its answer was there.") from None
                 scope["client_left"] = True
+
+
+def _estimate(call: EngineCall) -> int:
+    return estimate_tokens(call.prompt_chars, (call.max_tokens or ANSWER_TOKENS) * call.choices)
 
 
 async def _answer(services: Services, call: EngineCall, scope: Scope, send: Send, leaving: _Leaving) -> None:

@@ -221,6 +221,24 @@ def test_open_pages_need_no_key_and_metrics_count(stack: Stack) -> None:
     assert re.search(r'preceptor_requests_total\{.*route="/v1/chat/completions",status="200"\} 1\.0', text)
 
 
+def test_a_rule_that_answers_instead_asks_no_engine(make_stack: StackMaker) -> None:
+    stack = make_stack()
+    path = stack.root / "domains" / "clinic" / "domain.yaml"
+    path.write_text(path.read_text().replace("{name: emergency,", "{name: emergency, instead: true,"))
+    stack = make_stack()
+    before = len(stack.fake.calls)
+    whole = stack.chat("clinic:base", "I can't breathe", n=2)
+    assert [one["message"]["content"] for one in whole.json()["choices"]] == ["Call 112 first."] * 2
+    assert whole.headers["x-preceptor-safety"] == "Call%20112%20first."
+    streamed = stack.chat("clinic:base", "I can't breathe", stream=True)
+    assert streamed.text.count("Call 112 first.") == 1
+    assert streamed.text.endswith("data: [DONE]\n\n")
+    told = stack.use.post("/generate", json={"domain": "clinic", "prompt": "I can't breathe"})
+    assert told.text == 'data: {"text":"Call 112 first.\\n\\n"}\n\ndata: [DONE]\n\n'
+    assert [path for path, _ in stack.fake.calls[before:] if "completions" in path] == []
+    assert stack.chat("clinic:base", "What is breathing?").json()["choices"][0]["message"]["content"] == ANSWER
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [

@@ -153,12 +153,26 @@ def test_a_slow_engine_delays_no_other(make_stack: StackMaker) -> None:
     for host in stack.hosts:
         host.fake.restart()
     assert eventually(lambda: states(stack)[0] != "ready")
-    assert eventually(lambda: V1 in slow.fake.adapters and states(stack)[1] == "ready", 2)
+    # Loaded again by both, and probed by the fast one.
+    assert eventually(lambda: all(V1 in host.fake.adapters for host in stack.hosts) and states(stack)[1] == "ready", 2)
     assert states(stack)[0] == "loading"
     assert {stack.chat("clinic").status_code for _ in range(4)} == {200}
     assert asked(slow) == 0
     slow.fake.token_delay_s = 0.0
     assert eventually(lambda: states(stack)[0] == "ready")
+
+
+def test_a_slow_load_keeps_nobody_from_noticing_that_the_engine_lost_another_adapter(make_stack: StackMaker) -> None:
+    stack = serving(make_stack, 1)
+    stack.add(V2)
+    stack.fake.token_delay_s = 3.0
+    stack.admin.put(f"/v1/adapters/{V2}/pin").raise_for_status()
+    assert eventually(lambda: states(stack, V2) == ["loading"])
+    del stack.fake.adapters[V1]
+    assert eventually(lambda: states(stack) == ["registered"], 2)
+    assert states(stack, V2) == ["loading"]
+    stack.fake.token_delay_s = 0.0
+    assert eventually(lambda: states(stack) + states(stack, V2) == ["ready", "ready"])
 
 
 def test_promotion_does_not_wait_for_the_slowest_for_ever(

@@ -30,7 +30,8 @@ def test_answers_come_in_order_with_usage(stack: Stack) -> None:
     assert {result["finish_reason"] for result in results} == {"stop"}
     usage = results[0]["usage"]
     assert usage["prompt_tokens"] > 0
-    assert (usage["completion_tokens"], usage["cached_tokens"] is None) == (1, False)
+    assert usage["completion_tokens"] > 0
+    assert usage["cached_tokens"] is not None
 
 
 def test_each_prompt_gets_what_generate_gives_it(stack: Stack) -> None:

@@ -223,6 +223,48 @@ def test_errors_are_counted_by_code_and_status(stack: Stack) -> None:
     }
 
 
+def scraped(url: str, name: str) -> dict[tuple[str, ...], float]:
+    """Values of a series by route, domain and adapter, and then its other labels from a to z."""
+    found = {}
+    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text):
+        for sample in family.samples:
+            if sample.name == name:
+                who = [sample.labels.pop(label) for label in ("route", "domain", "adapter")]
+                found[(*who, *(value for _, value in sorted(sample.labels.items())))] = sample.value
+    return found
+
+
+def test_chat_is_counted_under_whom_it_asked(stack: Stack) -> None:
+    stack.add("clinic-v1-00000001")
+    stack.promote("clinic-v1-00000001", force=True).raise_for_status()
+    stack.chat("clinic").raise_for_status()
+    stack.chat("clinic", stream=True).raise_for_status()
+    stack.chat("clinic:base", "a" * 3000)
+    who, base = (ROUTE, "clinic", "clinic-v1-00000001"), (ROUTE, "clinic", "base")
+    requests = scraped(stack.url, "preceptor_requests_total")
+    assert (requests[*who, "200"], requests[*base, "400"]) == (2, 1)
+    assert scraped(stack.url, "preceptor_errors_total") == {(*base, "context_length_exceeded", "400"): 1.0}
+    assert scraped(stack.url, "preceptor_time_to_first_token_seconds_count")[who] == 1
+    assert scraped(stack.url, "preceptor_queue_seconds_count")[who] == 2
+    assert scraped(stack.url, "preceptor_prompt_tokens_total")[who] > 0
+    assert scraped(stack.url, "preceptor_answers_without_usage_total")[who] == 1
+
+
+def test_a_broken_stream_is_counted(stack: Stack) -> None:
+    stack.fake.drop_after = 2
+    assert "engine_down" in stack.chat("base", stream=True).text
+    assert scraped(stack.url, "preceptor_errors_total") == {(ROUTE, "base", "base", "engine_down", "200"): 1.0}
+
+
+def test_a_key_that_met_its_limit_is_counted(make_stack: StackMaker) -> None:
+    stack = make_stack(requests_per_minute=1)
+    codes = [stack.chat("clinic:base").status_code for _ in range(3)]
+    assert codes.count(429) >= 1
+    limited = scraped(stack.url, "preceptor_limited_requests_total")
+    assert sum(limited.values()) == codes.count(429)
+    assert {key[:3] for key in limited} == {(ROUTE, "clinic", "base")}
+
+
 def test_a_body_that_is_too_large_is_counted(make_stack: StackMaker) -> None:
     stack = make_stack(max_body_bytes=2048)
     stack.chat("base", "a" * 5000)

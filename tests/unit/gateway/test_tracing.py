@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +18,9 @@ from preceptor_gateway.metrics import Metrics
 from preceptor_gateway.settings import GatewaySettings
 from preceptor_gateway.telemetry.switch import start_tracing
 from preceptor_gateway.telemetry.tracing import Tracing
+from starlette.requests import Request
 
+from tests.fakes.engine import FakeEngine
 from tests.fakes.otlp import Collector, attributes, collector
 from tests.unit.gateway.conftest import StackMaker
 
@@ -191,18 +194,32 @@ def test_settings_that_cannot_be_read_are_told(values: dict[str, str]) -> None:
         start_tracing(settings(**values))
 
 
-def test_the_gateway_traces_its_requests(make_stack: StackMaker) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_gateway_traces_its_requests(make_stack: StackMaker, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    seen: list[str] = []
+    read = FakeEngine._read
+
+    async def reading(self: FakeEngine, request: Request) -> dict[str, Any]:
+        seen.append(request.headers.get("traceparent", ""))
+        return await read(self, request)
+
+    monkeypatch.setattr(FakeEngine, "_read", reading)
     with collector() as kept:
         stack = make_stack(OTEL_EXPORTER_OTLP_ENDPOINT=kept.url)
-        body = {"model": "clinic:base", "messages": [{"role": "user", "content": "S3cret"}]}
+        body = {"model": "clinic:base", "stream": stream, "messages": [{"role": "user", "content": "S3cret"}]}
         stack.use.post("/v1/chat/completions", json=body, headers={"traceparent": TRACEPARENT}).raise_for_status()
         deadline = time.monotonic() + 10
-        while not (spans := [one for one in kept.spans if one.parent_span_id.hex() == PARENT]):
+        while len(spans := [one for one in kept.spans if one.trace_id.hex() == TRACE]) < 3:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert b"S3cret" not in b"".join(body for _, _, body in kept.bodies)
-    assert spans[0].name == "POST /v1/chat/completions"
-    assert attributes(spans[0])["http.route"] == "/v1/chat/completions"
+    request, render, engine = spans
+    assert [one.name for one in spans] == ["POST /v1/chat/completions", "render", "chat clinic:base"]
+    assert request.parent_span_id.hex() == PARENT
+    assert attributes(request)["http.route"] == "/v1/chat/completions"
+    assert render.parent_span_id == engine.parent_span_id == request.span_id
+    assert seen[-1] == f"00-{TRACE}-{engine.span_id.hex()}-01"
+    assert [event.name for event in engine.events] == ["first_token"] * stream
 
 
 def test_a_dead_collector_costs_no_request_anything(make_stack: StackMaker) -> None:
@@ -215,6 +232,18 @@ def test_a_dead_collector_costs_no_request_anything(make_stack: StackMaker) -> N
         assert dead.chat("base").status_code == 200
         slowest = max(slowest, time.perf_counter() - began)
     assert slowest < 1.0
+
+
+async def test_no_thread_is_left_behind_a_dead_collector() -> None:
+    before = set(threading.enumerate())
+    tracing = start_tracing(settings(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9"))
+    assert tracing is not None
+    metrics = Metrics()
+    metrics.tracing = tracing
+    one_stream(metrics)
+    await asyncio.sleep(0.2)
+    await tracing.close(0.1)
+    assert [one.name for one in set(threading.enumerate()) - before if "asyncio" not in one.name] == []
 
 
 async def test_a_deaf_collector_does_not_hold_the_end() -> None:

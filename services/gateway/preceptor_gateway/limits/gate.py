@@ -51,8 +51,8 @@ def cost_of(raw: bytes) -> Cost:
     return Cost(items, estimate_tokens(len(raw), items * answer))
 
 
-def note_tokens(scope: Scope, tokens: int) -> None:
-    """Says how many tokens a request really took, prompt and answer; else its estimate stands."""
+def note_tokens(scope: Scope, tokens: int | None) -> None:
+    """Says how many tokens a request really took, prompt and answer; None, or no word, leaves its estimate."""
     scope["tokens_used"] = tokens
 
 

@@ -134,7 +134,8 @@ class CallMeter:
         elif self._last or not code:
             cells.chunk_tokens += self.completion_tokens
             cells.unmetered += 1
-        if code:
+        if code and self._last:
+            # The status is sent; what fails before, the edge learns by the exception.
             self._meter.code = code
         if self._trace is not None:
             self._trace.end(usage, self.chunks, code, answer)

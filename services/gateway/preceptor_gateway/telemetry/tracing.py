@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _W3C = TraceContextTextMapPropagator()
 _HEADERS = (b"traceparent", b"tracestate")
+_GIVE_UP_S = 0.2
 _OPERATIONS = {"/v1/completions": "text_completion"}
 _ASKED = {
     "temperature": "gen_ai.request.temperature",
@@ -53,11 +54,11 @@ class Tracing:
                 hint="Name an OTLP collector's HTTP address, e.g. http://localhost:4318, or leave it empty.",
             )
         headers = _pairs(settings.otel_headers.get_secret_value())
-        exporter = OTLPSpanExporter(endpoint=f"{url}/v1/traces", headers=headers or None)
+        self._exporter = OTLPSpanExporter(endpoint=f"{url}/v1/traces", headers=headers or None)
         resource = Resource.create({SERVICE_NAME: settings.otel_service_name})
         # Not the global provider: langsmith and others look for that one and would send their spans here.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._processor = BatchSpanProcessor(exporter)
+        self._processor = BatchSpanProcessor(self._exporter)
         self._provider.add_span_processor(self._processor)
         self.tracer: Tracer = self._provider.get_tracer("preceptor_gateway")
         self.with_prompts = settings.log_prompts
@@ -81,6 +82,10 @@ class Tracing:
         last = threading.Thread(target=self._processor.shutdown, daemon=True)
         last.start()
         await asyncio.to_thread(last.join, patience_s)
+        if last.is_alive():
+            # Ends the pauses between tries; a try that hangs ends by its own time-out.
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]  # the exporter's method has no types
+            await asyncio.to_thread(last.join, _GIVE_UP_S)
 
 
 class RequestSpans:

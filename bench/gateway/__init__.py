@@ -1,0 +1,1 @@
+"""The gateway side by side with the proxies that people use today: `make bench-gateway`."""
