@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 from preceptor_contracts.domains import Domain, load_domains
-from starlette.middleware.cors import CORSMiddleware
 
 from preceptor_gateway.adapters import endpoints as adapters
 from preceptor_gateway.adapters.reconciler import reconcile_forever
@@ -123,7 +122,5 @@ def create_app(settings: GatewaySettings) -> Edge:
     install_handlers(app)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]  # the way that FastAPI documents
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
-    if origins:
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     hot = {route.path: route for route in (*chat.hot_routes, *completions.hot_routes)}
-    return Edge(app, hot, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    return Edge(app, hot, metrics=metrics, max_body_bytes=settings.max_body_bytes, origins=origins)

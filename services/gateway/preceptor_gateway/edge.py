@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import structlog
 from fastapi import FastAPI
 from preceptor_contracts.errors import PreceptorError
-from starlette.types import Message, Receive, Scope, Send
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from preceptor_gateway.hot import HotRoute
 from preceptor_gateway.metrics import Metrics
@@ -33,16 +34,36 @@ class Edge:
         hot: The hot routes by path.
         metrics: The gateway's series.
         max_body_bytes: Largest request body.
+        origins: Where browsers may call from; no CORS layer where there is none.
     """
 
-    def __init__(self, api: FastAPI, hot: Mapping[str, HotRoute], *, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        api: FastAPI,
+        hot: Mapping[str, HotRoute],
+        *,
+        metrics: Metrics,
+        max_body_bytes: int,
+        origins: Sequence[str] = (),
+    ) -> None:
         self.api = api
+        # Around hot routes and errors too: a browser shows its page nothing of an answer without these headers.
+        self._outermost: ASGIApp = (
+            CORSMiddleware(
+                self._answer, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
+            )
+            if origins
+            else self._answer
+        )
         self._hot = hot
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
+        await self._outermost(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.api(scope, receive, send)
             return

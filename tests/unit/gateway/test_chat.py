@@ -251,3 +251,18 @@ def test_a_wrong_method_is_told_the_right_ones(stack: Stack, method: str, path: 
     answer = stack.use.request(method, path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, "bad_method")
     assert answer.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/submit_mcq"])
+def test_a_browser_on_a_named_origin_may_ask_and_read_errors_too(make_stack: StackMaker, path: str) -> None:
+    stack = make_stack(cors_origins="https://ours.example")
+    asks = {"origin": "https://ours.example", "access-control-request-method": "POST"}
+    before = httpx.options(stack.url + path, headers={**asks, "access-control-request-headers": "authorization"})
+    assert before.status_code == 200
+    assert before.headers["access-control-allow-origin"] == "https://ours.example"
+    wrong = stack.use.post(path, json={"model": "nope"}, headers={"origin": "https://ours.example"})
+    assert wrong.status_code == 400
+    assert wrong.headers["access-control-allow-origin"] == "https://ours.example"
+    assert wrong.headers["access-control-expose-headers"] == "*"
+    other = stack.use.post(path, json={"model": "nope"}, headers={"origin": "https://theirs.example"})
+    assert "access-control-allow-origin" not in other.headers
