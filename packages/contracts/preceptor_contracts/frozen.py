@@ -14,7 +14,7 @@ from preceptor_contracts.errors import InvalidInput
 
 
 class Frozen(BaseModel):
-    """Immutable, and refuses keys that it does not know; a field's docstring describes it in the OpenAPI document too."""
+    """Immutable, and refuses keys that it does not know; a field's docstring is its description in OpenAPI too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
