@@ -60,7 +60,7 @@ class Contestant:
 def _our_gateway(folder: Path, port: int, engine_port: int, core: int) -> Command:
     settings = {
         "GATEWAY_PORT": str(port),
-        "GATEWAY_ENGINE_URL": f"http://127.0.0.1:{engine_port}",
+        "ENGINE_URLS": f"http://127.0.0.1:{engine_port}",
         "GATEWAY_API_KEY": KEY,
         "GATEWAY_ADMIN_KEY": f"{KEY}-admin",
         "GATEWAY_DATA_DIR": str(folder / "gateway"),

@@ -109,7 +109,7 @@ async def by_aiohttp(port: int) -> tuple[Ask, Close]:
 
     async def ask() -> bytes:
         async with session.post(PATH, data=BODY) as response:
-            return await response.read()
+            return bytes(await response.read())
 
     return ask, session.close
 
@@ -130,7 +130,7 @@ async def by_aiohttp_lean(port: int) -> tuple[Ask, Close]:
 
     async def ask() -> bytes:
         async with session.post(url, data=BODY, headers=HEADERS, allow_redirects=False) as response:
-            return await response.read()
+            return bytes(await response.read())
 
     return ask, session.close
 

@@ -2,10 +2,12 @@ import csv
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from preceptor_gateway.settings import GatewaySettings
 
-from bench.gateway.contestants import CONTESTANTS, DIRECT, LITELLM, OURS, ROUTER
+from bench.gateway.contestants import CONTESTANTS, DIRECT, LITELLM, OURS, ROUTER, by_name
 from bench.gateway.load import Load, parse
 from bench.gateway.machine import BenchFailed
 from bench.gateway.measure import QUICK, Plan
@@ -214,6 +216,22 @@ def test_shares_add_up_to_one() -> None:
 def test_a_profile_of_nothing_is_a_failure() -> None:
     with pytest.raises(BenchFailed, match="load"):
         shares("")
+
+
+# --- contestants ---
+
+
+def test_our_gateway_is_given_settings_that_it_has(tmp_path: Path) -> None:
+    # An unknown one would be ignored, and the report would claim limits that are off.
+    command = by_name(OURS).command
+    assert command is not None
+    prefix = str(GatewaySettings.model_config["env_prefix"])
+    known = {
+        str(field.validation_alias or f"{prefix}{name}".upper()) for name, field in GatewaySettings.model_fields.items()
+    }
+    given = command(tmp_path, 1, 2, 0).environment
+    assert set(given) <= known
+    assert {"GATEWAY_REQUESTS_PER_MINUTE", "GATEWAY_TOKENS_PER_MINUTE", "GATEWAY_CONCURRENT_REQUESTS"} <= set(given)
 
 
 # --- upstream ---

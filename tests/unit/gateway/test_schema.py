@@ -60,7 +60,7 @@ def negative_data_rejection_but_for_kinds(context: Any, response: Any, case: Any
     Pydantic, ours and vLLM's, reads `false` as 0, 1 as `true` and "5" as 5.
     """
     try:
-        return negative_data_rejection(context, response, case)  # type: ignore[no-any-return]  # untyped
+        return negative_data_rejection(context, response, case)
     except AcceptedNegativeData as failure:
         broken = [line for line in failure.message.splitlines() if line.startswith(("Invalid component: in", "  - "))]
         if broken and all(KIND.search(line) for line in broken):
@@ -97,19 +97,19 @@ def session() -> Iterator[requests.Session]:
 class AdminKey:
     """The key that every route takes; the check `ignored_auth` asks again without it, and with a wrong one."""
 
-    def get(self, case: schemathesis.Case, context: schemathesis.AuthContext) -> str:
+    def get(self, case: schemathesis.Case[Any], context: schemathesis.AuthContext) -> str:
         return "admin-key"
 
-    def set(self, case: schemathesis.Case, data: str, context: schemathesis.AuthContext) -> None:
+    def set(self, case: schemathesis.Case[Any], data: str, context: schemathesis.AuthContext) -> None:
         case.headers["Authorization"] = f"Bearer {data}"
 
 
-def point_at_what_exists(case: schemathesis.Case) -> None:
+def point_at_what_exists(case: schemathesis.Case[Any]) -> None:
     """Puts a name that exists in the place of most random ones, so that more is asked than whether it exists."""
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
 
-    def chosen(value: object, names: list[str]) -> object:
+    def chosen(value: Any, names: list[str]) -> Any:
         coin = zlib.crc32(repr(value).encode())
         return names[coin % len(names)] if isinstance(value, str) and coin % 3 else value
 
@@ -128,7 +128,7 @@ def test_every_operation_is_asked() -> None:
 
 @SCHEMA.parametrize()
 @hypothesis.settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
-def test_answers_keep_to_the_document(case: schemathesis.Case, stack: Stack, session: requests.Session) -> None:
+def test_answers_keep_to_the_document(case: schemathesis.Case[Any], stack: Stack, session: requests.Session) -> None:
     point_at_what_exists(case)
     case.call_and_validate(base_url=stack.url, session=session, checks=CHECKS)
 
