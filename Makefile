@@ -5,7 +5,7 @@ PYTHON ?= python3
 # between make and honcho, and a SIGTERM to make would leave the stack running.
 HONCHO := exec env PYTHONUNBUFFERED=1 ONCE=$(ONCE) .venv/bin/honcho --env /dev/null
 
-.PHONY: help setup demo serve test test-unit test-house test-contract test-integration test-e2e lint typecheck format bench-gateway bench-mcq lock clean
+.PHONY: help setup demo serve test test-unit test-house test-contract test-integration test-e2e lint typecheck format bench-gateway bench-mcq docs lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -54,6 +54,9 @@ format: ## Mend style
 
 bench-gateway: setup ## Measure the gateway beside LiteLLM and vllm-router; BENCH=--quick is a smoke of a minute
 	@exec .venv/bin/python -m bench.gateway $(BENCH)
+
+docs: ## Write docs/api.md from the gateway's OpenAPI document
+	.venv/bin/python scripts/api_docs.py
 
 lock: ## Pin requirements/*.in into requirements/*.txt
 	.venv/bin/python scripts/lock.py

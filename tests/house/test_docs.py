@@ -38,7 +38,7 @@ from preceptor_ui.settings import Settings as UiSettings
 from pydantic import SecretStr, TypeAdapter
 
 from tests.house.test_files import make_targets
-from tests.house.test_settings import CLASSES, NOT_IN_THE_FILE, example, variables
+from tests.house.test_settings import CLASSES, NOT_IN_THE_FILE, example, load_script, variables
 from tests.house.tree import ROOT, shown
 
 DOCS = ROOT / "docs"
@@ -249,3 +249,19 @@ def test_example_files_are_valid() -> None:
 def test_an_example_answer_is_valid(name: str, kind: type[Frozen]) -> None:
     (block,) = blocks(DOCS / f"{name}.md", "json")
     TypeAdapter(kind).validate_json(block)
+
+
+def test_the_api_page_is_what_make_docs_writes() -> None:
+    script = load_script("api_docs")
+    assert (DOCS / "api.md").read_text() == script.render(script.document()), "Run `make docs`."
+
+
+def test_every_field_of_the_api_says_what_it_means() -> None:
+    shapes = load_script("api_docs").document()["components"]["schemas"]
+    assert len(shapes) >= 40
+    assert [
+        f"{name}.{field}"
+        for name, shape in shapes.items()
+        for field, schema in shape.get("properties", {}).items()
+        if not schema.get("description")
+    ] == []

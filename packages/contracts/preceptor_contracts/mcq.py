@@ -45,7 +45,9 @@ class McqItem(Frozen):
     """One question with 2 to 10 options; labels are positional (A, B, ...)."""
 
     question: Text
+    """The question."""
     options: Annotated[tuple[Text, ...], Field(min_length=2, max_length=MAX_OPTIONS)]
+    """2 to 10 texts without labels, no two the same."""
     passage: str = ""
     """Text that the question is about; may be empty."""
 

@@ -24,7 +24,9 @@ class Message(Frozen):
     """One turn of a conversation."""
 
     role: Role
+    """Who says it."""
     content: Annotated[str, Field(min_length=1)]
+    """What is said."""
 
     def wire(self) -> WireMessage:
         """Returns the OpenAI spelling."""

@@ -22,9 +22,11 @@ class AliasMove(Frozen):
     """One entry of an alias's history."""
 
     at: datetime
+    """When."""
     kind: MoveKind
+    """What moved it."""
     adapter: str | None
-    """What the alias points at since then; None for nothing, so that the domain is answered by its base model."""
+    """What the alias points at since then; null for nothing, so that the domain is answered by its base model."""
     report: str | None = None
     """File name of the report that a promotion rests on."""
 
@@ -33,6 +35,7 @@ class AliasHistory(Frozen):
     """`GET /v1/domains/{name}/history`."""
 
     domain: DomainName
+    """The alias has the domain's name."""
     data: tuple[AliasMove, ...]
     """Newest first."""
 
@@ -50,7 +53,9 @@ class SwitchAnswer(Frozen):
     """Answer to `POST /switch-adapter`."""
 
     status: str = "ok"
+    """Always `ok`, as the seeds have it."""
     domain: DomainName
+    """The domain that is answered differently now."""
     adapter: str
     """What answers for the domain now: an adapter, or `base`."""
     previous: str

@@ -39,6 +39,7 @@ class McqOption(Frozen):
     label: Annotated[Text, Field(max_length=40)]
     """Any word: "A", "ii", "Yes"."""
     text: Annotated[Text, Field(max_length=20_000)]
+    """What it says."""
 
     @property
     def written(self) -> str:
@@ -105,6 +106,7 @@ class McqAsked(Frozen):
     passage: Annotated[str, AfterValidator(_sayable)] = ""
     """Text that the question is about; items that share one share the engine's prefix cache."""
     question: Text
+    """The question."""
     options: Options
     """2 to 10 texts, with labels (`"A) ..."`) or without, or as many `{"label", "text"}`."""
 
@@ -134,7 +136,9 @@ class McqListRequest(Frozen):
         Field(max_length=MAX_ITEMS, json_schema_extra={"minItems": 1}),
         AfterValidator(_at_least_one),
     ]
+    """1 to 256 of them."""
     debias: Debias = Debias.NONE
+    """`cyclic` costs as many times as much as there are options."""
     abstain_below: Share | None = None
     """Where the best option's probability is below this, `answer` is null."""
     explain: bool = False
@@ -152,13 +156,14 @@ class OptionDetail(Frozen):
     """What was measured of one option, so that others can check the choice."""
 
     label: str
+    """The client's, or A, B, ... where it gave none."""
     probability: Share
     """Share among the options."""
     logprob: float
     """Natural log. Scoring `options`: sum over the text's tokens, without the end of turn. Scoring `letters`: the
     label's as the first token; with cyclic debiasing, of its mean probability over the rotations."""
     end_logprob: float | None
-    """Of the end of turn after the text; None for scoring `letters`."""
+    """Of the end of turn after the text; null for scoring `letters`."""
     tokens: int
     """Tokens of the text, without the end of turn; 1 for scoring `letters`."""
 
@@ -169,13 +174,15 @@ class McqResult(Frozen):
     index: int
     """Position in the request, from 0."""
     id: str | None
+    """The client's own."""
     answer: str | None
-    """Label of the chosen option; None where it abstained."""
+    """Label of the chosen option; null where it abstained."""
     abstained: bool
+    """The best option was below `abstain_below`."""
     best: str
     """Label of the most probable option, abstained or not."""
     choice: str | None
-    """The chosen option as the client wrote it; None where it abstained."""
+    """The chosen option as the client wrote it; null where it abstained."""
     probabilities: dict[str, Share]
     """By label; they add up to 1."""
     off_option_mass: Share
@@ -183,14 +190,15 @@ class McqResult(Frozen):
     margin: Share
     """Best probability less the second best."""
     scoring: Scoring
+    """How the options were scored."""
     flip_rate: Share | None
-    """With cyclic debiasing: share of rotations whose own choice differs from the averaged one. None without."""
+    """With cyclic debiasing: share of rotations whose own choice differs from the averaged one. Null without."""
     options: tuple[OptionDetail, ...]
     """In the client's order."""
     prompt_tokens: int
     """Tokens of the prompt and, for scoring `options`, of the options; rotations add up."""
     cached_tokens: int | None
-    """Of these, what the engine had in its prefix cache; None where it does not say."""
+    """Of these, what the engine had in its prefix cache; null where it does not say."""
     safety: tuple[str, ...] = ()
     """Messages of the safety rules that the item set off."""
 
@@ -199,17 +207,22 @@ class McqFailure(Frozen):
     """An item that the engine could not answer; the others are not touched by it."""
 
     index: int
+    """Position in the request, from 0."""
     id: str | None
+    """The client's own."""
     error: Problem
+    """What went wrong."""
     hint: str = ""
+    """The way out."""
 
 
 class McqUsage(Frozen):
     """Totals over all items that were answered."""
 
     prompt_tokens: int
+    """Tokens that the engine was sent."""
     cached_tokens: int | None
-    """None where the engine does not say."""
+    """Null where the engine does not say."""
 
 
 class McqListAnswer(Frozen):
@@ -218,9 +231,16 @@ class McqListAnswer(Frozen):
     results: tuple[McqResult | McqFailure, ...]
     """One per item, in order."""
     usage: McqUsage
+    """Totals."""
     served: str
+    """The served name that answered."""
     adapter: str | None
+    """The adapter that answered; null for the base model."""
     domain: str
+    """The domain whose prompt was used."""
     debias: Debias
+    """As asked."""
     disclaimer: str = ""
+    """The domain's."""
     request_id: str
+    """As in the header `x-request-id`."""

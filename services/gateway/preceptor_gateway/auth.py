@@ -58,4 +58,5 @@ def _missing(caller: Caller, scope: str) -> NotPermitted:
 
 CallerDep = Annotated[Caller, Depends(require_use)]
 USE = Depends(require_use)
-ADMIN = Depends(require_admin)
+ADMIN = Security(require_admin, scopes=[ADMIN_SCOPE])
+"""Named in the OpenAPI document too; what it checks is in `require_admin`."""

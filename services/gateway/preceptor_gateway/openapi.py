@@ -24,21 +24,32 @@ _SAMPLING: Json = {
         "type": ["object", "null"],
         "description": "`include_usage` adds an event with token counts.",
     },
-    "max_tokens": {"type": ["integer", "null"], "minimum": 1},
-    "temperature": {"type": ["number", "null"], "minimum": 0, "maximum": 2},
-    "top_p": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
-    "n": {"type": ["integer", "null"], "minimum": 1, "maximum": 128},
+    "max_tokens": {"type": ["integer", "null"], "minimum": 1, "description": "Longest answer."},
+    "temperature": {
+        "type": ["number", "null"],
+        "minimum": 0,
+        "maximum": 2,
+        "description": "0 always takes the likeliest token; the engine's default is 1.",
+    },
+    "top_p": {
+        "type": ["number", "null"],
+        "exclusiveMinimum": 0,
+        "maximum": 1,
+        "description": "Sample from the likeliest tokens that have this share together.",
+    },
+    "n": {"type": ["integer", "null"], "minimum": 1, "maximum": 128, "description": "How many answers."},
     "stop": {
         "anyOf": [
             {"type": "string"},
             {"type": "array", "items": {"type": "string"}, "maxItems": 4},
             {"type": "null"},
-        ]
+        ],
+        "description": "Words that end the answer; the adapter's own stop tokens hold besides.",
     },
-    "seed": {"type": ["integer", "null"]},
+    "seed": {"type": ["integer", "null"], "description": "The same seed samples the same answer."},
     "structured_outputs": {
         "type": ["object", "null"],
-        "description": "vLLM's: choice, regex, json or grammar.",
+        "description": "vLLM's: `choice`, `regex`, `json` or `grammar` binds the answer.",
     },
 }
 _MESSAGE: Json = {
@@ -55,10 +66,19 @@ _CHAT: Json = {
     "required": ["model", "messages"],
     "properties": {
         "model": _SERVED,
-        "messages": {"type": "array", "minItems": 1, "items": _MESSAGE},
-        "tools": {"type": ["array", "null"], "items": {"type": "object"}},
-        "response_format": {"type": ["object", "null"]},
-        "logprobs": {"type": ["boolean", "null"]},
+        "messages": {
+            "type": "array",
+            "minItems": 1,
+            "items": _MESSAGE,
+            "description": "Each with `role` (`system`, `developer`, `user`, `assistant`, `tool`) and `content`.",
+        },
+        "tools": {
+            "type": ["array", "null"],
+            "items": {"type": "object"},
+            "description": "Functions that may be called, where the engine was started to tell calls from text.",
+        },
+        "response_format": {"type": ["object", "null"], "description": "`json_schema` binds the answer to a schema."},
+        "logprobs": {"type": ["boolean", "null"], "description": "Tell each token's log-probability."},
         **_SAMPLING,
     },
     "additionalProperties": True,
@@ -78,8 +98,12 @@ _COMPLETION: Json = {
                 {"type": "array", "minItems": 1, "items": _IDS},
             ],
         },
-        "echo": {"type": ["boolean", "null"]},
-        "logprobs": {"type": ["integer", "null"], "minimum": 0},
+        "echo": {"type": ["boolean", "null"], "description": "Say the prompt again before the answer."},
+        "logprobs": {
+            "type": ["integer", "null"],
+            "minimum": 0,
+            "description": "Tell log-probabilities: of each token, and of so many likeliest ones.",
+        },
         **_SAMPLING,
     },
     "additionalProperties": True,
@@ -89,7 +113,10 @@ _EMBEDDING: Json = {
     "required": ["model", "input"],
     "properties": {
         "model": _SERVED,
-        "input": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+        "input": {
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+            "description": "What to embed.",
+        },
     },
     "additionalProperties": True,
 }
@@ -107,8 +134,8 @@ def _answer(kind: str, choice: str) -> Json:
                 "type": "object",
                 "required": ["id", "object", "model", "choices"],
                 "properties": {
-                    "id": {"type": "string"},
-                    "object": {"const": kind},
+                    "id": {"type": "string", "description": "The engine's name for this answer."},
+                    "object": {"const": kind, "description": "OpenAI's word."},
                     "created": {"type": "integer", "description": "Seconds since 1970."},
                     "model": {"type": "string", "description": "The engine's name: the adapter's, or `base`."},
                     "choices": {"type": "array", "items": {"type": "object"}, "description": choice},
@@ -164,6 +191,10 @@ _PROBLEMS = {
 }
 
 
+_OF_KEYS = ("401", "403", "429")
+"""Statuses that an open route never answers."""
+
+
 def _problems() -> Json:
     shape = {"application/json": {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
     return {status: {"description": text, "content": shape} for status, text in _PROBLEMS.items()}
@@ -195,7 +226,14 @@ def document(api: FastAPI) -> Json:
             for operation in operations.values():
                 # Bad input is a 400 of our own shape, never FastAPI's 422.
                 operation["responses"].pop("422", None)
-                operation["responses"] = {**_problems(), **operation["responses"]}
+                problems = _problems()
+                if "security" not in operation:
+                    for status in _OF_KEYS:
+                        del problems[status]
+                for response in operation["responses"].values():
+                    if response["description"] == "Successful Response":
+                        response["description"] = "Done."
+                operation["responses"] = {**problems, **operation["responses"]}
                 operation["responses"] = dict(sorted(operation["responses"].items()))
         for unused in ("HTTPValidationError", "ValidationError"):
             shapes.pop(unused, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
+from preceptor_contracts.wire import ServedNameCard, ServedNameList
 
 from preceptor_gateway.auth import USE
 from preceptor_gateway.hot import HotRoute
@@ -22,18 +23,14 @@ def _prepare(services: Services, body: dict[str, Any]) -> EngineCall:
 hot_routes = [HotRoute("/v1/chat/completions", _prepare)]
 
 
-def _card(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "preceptor"}
-
-
 @router.get("/models")
-async def list_served_names(services: ServicesDep) -> dict[str, Any]:
+async def list_served_names(services: ServicesDep) -> ServedNameList:
     """Lists the served names, in OpenAI's shape."""
-    return {"object": "list", "data": [_card(name) for name in services.domains.served_names()]}
+    return ServedNameList(data=tuple(ServedNameCard(id=name) for name in services.domains.served_names()))
 
 
 @router.get("/models/{name:path}")
-async def get_served_name(name: str, services: ServicesDep) -> dict[str, Any]:
+async def get_served_name(name: str, services: ServicesDep) -> ServedNameCard:
     """Shows one served name, in OpenAI's shape."""
     if name not in services.domains.served_names():
         raise NotFound(
@@ -42,4 +39,4 @@ async def get_served_name(name: str, services: ServicesDep) -> dict[str, Any]:
             param="model",
             hint="GET /v1/models lists them.",
         )
-    return _card(name)
+    return ServedNameCard(id=name)

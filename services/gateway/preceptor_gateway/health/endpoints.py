@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Response
-from preceptor_contracts.wire import Health
+from preceptor_contracts.wire import About, Health
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from preceptor_gateway.health.service import look_at_engines
@@ -15,15 +13,9 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/")
-async def root(services: ServicesDep) -> dict[str, Any]:
+async def root(services: ServicesDep) -> About:
     """Says what this is and where to go."""
-    return {
-        "name": "Preceptor gateway",
-        "domains": sorted(services.domains.domains),
-        "docs": "/docs",
-        "health": "/health",
-        "openai_base_url": "/v1",
-    }
+    return About(domains=tuple(sorted(services.domains.domains)))
 
 
 @router.get("/health", responses={503: {"model": Health}})
@@ -44,7 +36,11 @@ async def health(response: Response, services: ServicesDep) -> Health:
     )
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def metrics(services: ServicesDep) -> Response:
     """Prometheus's text format."""
     return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)

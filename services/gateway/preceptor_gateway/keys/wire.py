@@ -70,17 +70,27 @@ class KeyView(Frozen):
     """A key as administrators see it: never the key, never its hash."""
 
     id: str
+    """Names the key in routes and logs."""
     name: str
+    """Who or what it is for."""
     prefix: str | None
     """The key's first characters; null for the two keys from .env."""
     state: KeyState
+    """Whether it is let in."""
     scopes: tuple[Scope, ...]
+    """What it may do."""
     requests_per_minute: int | None
+    """Its own limit; 0 is none, null the setting's."""
     tokens_per_minute: int | None
+    """Its own limit; 0 is none, null the setting's."""
     concurrent_requests: int | None
+    """Its own limit; 0 is none, null the setting's."""
     created_at: datetime | None
+    """Null for the two keys from .env."""
     expires_at: datetime | None
+    """Null: never."""
     revoked_at: datetime | None
+    """Null: it was not."""
     last_used_at: datetime | None
     """Up to half a minute late; null for the two keys from .env."""
 
@@ -89,20 +99,28 @@ class NewKeyView(KeyView):
     """Answer to `POST /v1/keys`: the only time that the key is shown."""
 
     key: str
+    """The key. Only its hash is kept."""
 
 
 class KeyList(Frozen):
     """`GET /v1/keys`, oldest first, the two from .env before all."""
 
     data: tuple[KeyView, ...]
+    """Oldest first."""
 
 
 class OwnKeyView(Frozen):
     """`GET /v1/keys/self`: what the caller's key may do. 0 is no limit."""
 
     id: str
+    """Names the key in routes and logs."""
     name: str
+    """Who or what it is for."""
     scopes: tuple[Scope, ...]
+    """What it may do."""
     requests_per_minute: int
+    """The limit that holds; 0 is none."""
     tokens_per_minute: int
+    """The limit that holds; 0 is none."""
     concurrent_requests: int
+    """The limit that holds; 0 is none."""
