@@ -274,6 +274,16 @@ def test_usage_comes_last_in_a_stream_that_asks_for_it(engine: httpx.Client, pat
     assert refused.status_code == 400
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_an_answer_tells_its_time_in_the_queue_unless_it_is_one_of_several(engine: httpx.Client, path: str) -> None:
+    asked = {"messages": TURNS} if "chat" in path else {"prompt": "Pollen is"}
+    body = {"model": "base", "max_tokens": 4, "temperature": 0, **asked}
+    streamed = events(engine, path, {**body, "stream_options": {"include_usage": True}})[-1]
+    for answer in (engine.post(path, json=body).json(), streamed):
+        assert 0 <= answer["metrics"]["queue_time_ms"] < 10_000
+    assert engine.post(path, json={**body, "n": 2, "temperature": 1}).json().get("metrics") is None
+
+
 def test_a_chat_stream_tells_the_role_then_words_then_why_it_ended(engine: httpx.Client) -> None:
     body: dict[str, object] = {"model": "base", "messages": TURNS, "max_tokens": 5}
     told = events(engine, "/v1/chat/completions", body)

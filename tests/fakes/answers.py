@@ -73,6 +73,10 @@ class PlainAsked(_Asked):
         return [list(one.encode()) if isinstance(one, str) else list(one) for one in self.prompt]  # type: ignore[arg-type]  # texts or lists of ids here
 
 
+QUEUE_MS = 0.25
+"""What the fake says of its queue, which it has not."""
+
+
 class Usage(NamedTuple):
     """Token counts of an answer."""
 
@@ -88,6 +92,14 @@ class Usage(NamedTuple):
             "total_tokens": self.prompt + self.completion,
         }
         return {**counts, "prompt_tokens_details": {"cached_tokens": self.cached}}
+
+    def told(self, *, alone: bool) -> Json:
+        """The answer's last fields, as vLLM writes them with `--enable-per-request-metrics`.
+
+        Args:
+            alone: One prompt and one choice; of several it tells no time.
+        """
+        return {"usage": self.json(), "metrics": {"queue_time_ms": QUEUE_MS} if alone else None}
 
 
 def text_of(ids: Sequence[int]) -> str:

@@ -244,7 +244,9 @@ class FakeEngine:
         choices = answer.whole()
         if wanted := asked.logprob_token_ids:
             choices[0]["logprobs"] = {"content": [{"top_logprobs": self._top(name, prompt, wanted)}]}
-        return JSONResponse({"object": "chat.completion", **head, "choices": choices, "usage": usage.json()})
+        return JSONResponse(
+            {"object": "chat.completion", **head, "choices": choices, **usage.told(alone=asked.n in (None, 1))}
+        )
 
     async def _left(self, request: Request, wait_s: float | None = None) -> bool:
         """Waits as long as an answer takes; True where the client left meanwhile (vLLM aborts then too)."""
@@ -273,7 +275,8 @@ class FakeEngine:
         if self.head_s and await self._left(request, self.head_s):
             self.aborted += 1
             return Response(status_code=499)
-        last = {**head, "choices": [], "usage": usage.json()}
+        alone = asked.n in (None, 1) and not (isinstance(asked, PlainAsked) and len(asked.prompts) > 1)
+        last = {**head, "choices": [], **usage.told(alone=alone)}
         wanted = asked.stream_options and asked.stream_options.include_usage
         return StreamingResponse(self._stream(events, last if wanted else None), media_type="text/event-stream")
 
@@ -322,7 +325,7 @@ class FakeEngine:
             events = ({**head, "choices": [one]} for index, answer in numbered for one in answer.pieces(index))
             return await self._streamed(asked, head, events, usage, request)
         choices = [answer.whole(index) for index, answer in numbered]
-        return JSONResponse({**head, "choices": choices, "usage": usage.json()})
+        return JSONResponse({**head, "choices": choices, **usage.told(alone=len(numbered) == 1)})
 
 
 async def _broken() -> AsyncIterator[bytes]:

@@ -55,6 +55,8 @@ def build_launch(settings: EngineSettings, *, gpu: bool, flags: frozenset[str], 
         "--enable-prefix-caching",
         # Report the cached share in `usage`.
         "--enable-prompt-tokens-details",
+        # Tell each answer's time in the queue; vLLM's own series knows it by engine only, not by adapter.
+        "--enable-per-request-metrics",
         # Sampling defaults are ours: a base model's generation_config must not change what an exam measured.
         *("--generation-config", "vllm"),
         # Prompts are people's questions; the gateway logs what may be logged.

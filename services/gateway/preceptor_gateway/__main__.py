@@ -13,7 +13,6 @@ from preceptor_contracts.errors import PreceptorError
 from preceptor_contracts.frozen import describe
 from pydantic import ValidationError
 
-from preceptor_gateway.app import create_app
 from preceptor_gateway.keys.database import prepare
 from preceptor_gateway.settings import GatewaySettings
 from preceptor_gateway.telemetry.logs import add_request
@@ -25,6 +24,9 @@ def main() -> int:
         from preceptor_gateway.keys.cli import run
 
         return run(sys.argv[1:])
+    # Three seconds of imports that no command needs.
+    from preceptor_gateway.app import create_app
+
     try:
         settings = GatewaySettings()
         _log_as_json(settings.log_level)

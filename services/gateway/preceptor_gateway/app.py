@@ -65,7 +65,7 @@ def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain]
         relay=relay,
         chat=chat_service,
         completions=CompletionService(domain_service),
-        mcq=McqService(domain_service, adapter_service, metrics, settings.batch_concurrency),
+        mcq=McqService(domain_service, adapter_service, relay, metrics, settings.batch_concurrency),
         generate=GenerateService(domain_service, chat_service, relay, settings.batch_concurrency),
     )
 

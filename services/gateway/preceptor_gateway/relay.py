@@ -89,6 +89,11 @@ class Answer:
             self._meter.chunk(data)
         return data
 
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Every piece as it arrives."""
+        while data := await self.chunk():
+            yield data
+
     def close(self, code: str = "") -> None:
         """Ends the exchange; early, that ends the engine's work. `code` says what went wrong."""
         if self._meter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 import time
 from typing import Any
@@ -13,8 +14,9 @@ import pytest
 from preceptor_contracts.mcq import McqItem
 from preceptor_contracts.prompts import render_mcq
 from preceptor_contracts.wire_mcq import McqListAnswer
+from preceptor_gateway.limits.gate import cost_of
 
-from tests.fakes.engine import BLOCK, END, MAX_MODEL_LEN, template
+from tests.fakes.engine import ANSWER, BLOCK, END, MAX_MODEL_LEN, template
 from tests.unit.gateway.conftest import V1, V2, Stack, StackMaker
 
 Json = dict[str, Any]
@@ -392,6 +394,26 @@ def test_explanation_follows_the_answer(make_stack: StackMaker) -> None:
         },
     ]
     assert (sent["model"], sent["stop_token_ids"], sent["max_tokens"], sent["stream"]) == (V1, [END], 33, True)
+
+
+def test_an_explanation_counts_in_series_and_limits(make_stack: StackMaker) -> None:
+    stack = make_stack(scoring="letters", tokens_per_minute=50_000)
+    answer, *_ = events(stack.use.post("/v1/mcq", json={"items": [item()], "explain": True}).text)
+    scored: int = answer["answer"]["usage"]["prompt_tokens"]  # type: ignore[index, call-overload, assignment]  # JSON
+
+    def series(name: str) -> float:
+        text = stack.use.get("/metrics").text
+        return sum(map(float, re.findall(rf'^{name}{{.*route="/v1/mcq".*}} (\S+)$', text, re.MULTILINE)))
+
+    wait_until(lambda: series("preceptor_requests_total") == 1)
+    asked = stack.sent()
+    read = series("preceptor_prompt_tokens_total") - scored
+    assert read == len(template(asked["messages"], generation_prompt=True))
+    written = series("preceptor_completion_tokens_total")
+    assert written == len(ANSWER) + 1  # a token a byte, and the end
+    again = stack.use.post("/v1/mcq", json={"items": [item()]})
+    estimate = cost_of(again.request.content).tokens
+    assert int(again.headers["x-ratelimit-remaining-tokens"]) == 50_000 - scored - read - written - estimate
 
 
 def test_error_in_the_explanation_is_an_event_and_not_the_end_of_the_answer(stack: Stack) -> None:

@@ -10,7 +10,7 @@ from preceptor_contracts.mcq import McqItem, Scoring
 from preceptor_contracts.messages import Message, wire
 from preceptor_contracts.prompts import explain_template, explain_variables, render_chat, render_mcq, system_text
 from preceptor_gateway.domains.prompts import DomainPrompt
-from preceptor_gateway.mcq.explaining import Explainer
+from preceptor_gateway.mcq.explaining import explain_prompt
 
 _text = st.text(min_size=1, max_size=60).filter(lambda text: bool(text.strip())) | st.sampled_from(
     [r"\frac{a}{b} $x^2$", "{question}", "{{x}}", "$HOME %s {0} {", "😀 ﷽ \u202e", '{"json": [1]}', "a\n\nb\t"]
@@ -46,7 +46,7 @@ def test_mcq_renderings_agree(scoring: Scoring, item: McqItem) -> None:
 def test_explanations_agree(item: McqItem, chosen: int) -> None:
     one = domain(Scoring.LETTERS)
     assert one.mcq is not None
-    template = Explainer().template(one, with_passage=bool(item.passage))
+    template = explain_prompt(one, with_passage=bool(item.passage))
     variables = explain_variables(item, item.labels, chosen % len(item.options))
     theirs = [str(message.content) for message in template.format_messages(**variables)]
     body = explain_template(one.mcq, with_passage=bool(item.passage))

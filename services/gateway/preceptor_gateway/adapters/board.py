@@ -110,6 +110,7 @@ class Board:
             domain = adapter_domain(name) or name
             self._metrics.adapter_state.remove(domain, name, self._engine.name, status.state.value)
             self._metrics.adapter_ready.remove(domain, name)
+            self._metrics.forget(name)
 
     def _show(self, name: str, before: AdapterState, now: AdapterState) -> None:
         (self._engine.ready.add if now is AdapterState.READY else self._engine.ready.discard)(name)

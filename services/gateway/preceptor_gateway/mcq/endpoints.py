@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
 from fastapi import APIRouter, Request
@@ -47,13 +47,20 @@ async def answer_items(
     note_tokens(request.scope, answer.usage.prompt_tokens)
     if not body.explain:
         return answer
-    return StreamingResponse(_explained(services.mcq, body, answer), media_type="text/event-stream")
+
+    def note_explanation(tokens: int | None) -> None:
+        note_tokens(request.scope, answer.usage.prompt_tokens + (tokens or 0))
+
+    events = _explained(services.mcq, body, answer, note_explanation)
+    return StreamingResponse(events, media_type="text/event-stream")
 
 
-async def _explained(mcq: McqService, body: McqListRequest, answer: McqListAnswer) -> AsyncIterator[bytes]:
+async def _explained(
+    mcq: McqService, body: McqListRequest, answer: McqListAnswer, note_tokens: Callable[[int | None], None]
+) -> AsyncIterator[bytes]:
     yield write_event({"answer": answer.model_dump(mode="json")})
     try:
-        async with aclosing(mcq.explanation(body, answer)) as pieces:
+        async with aclosing(mcq.explanation(body, answer, note_tokens)) as pieces:
             async for text in pieces:
                 yield write_event({"text": text})
     except PreceptorError as error:

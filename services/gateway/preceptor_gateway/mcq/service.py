@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import NamedTuple
@@ -30,6 +30,7 @@ from preceptor_gateway.mcq.options import score_options
 from preceptor_gateway.mcq.scoring import Scored, Scores, score_letters
 from preceptor_gateway.metrics import Metrics
 from preceptor_gateway.problems import BadRequest
+from preceptor_gateway.relay import Relay
 
 _ITEM = TypeAdapter(McqItem)
 
@@ -46,12 +47,14 @@ class _McqTarget(NamedTuple):
 class McqService:
     """Renders, scores, and says what the numbers mean."""
 
-    def __init__(self, domains: DomainService, adapters: AdapterService, metrics: Metrics, at_a_time: int) -> None:
+    def __init__(
+        self, domains: DomainService, adapters: AdapterService, relay: Relay, metrics: Metrics, at_a_time: int
+    ) -> None:
         self._domains = domains
         self._adapters = adapters
         self._metrics = metrics
         self._at_a_time = at_a_time
-        self._explainer = Explainer()
+        self._explainer = Explainer(relay)
 
     # --- /submit_mcq ---
 
@@ -125,8 +128,15 @@ class McqService:
             request_id=request_id,
         )
 
-    async def explanation(self, request: McqListRequest, answer: McqListAnswer) -> AsyncGenerator[str, None]:
+    async def explanation(
+        self, request: McqListRequest, answer: McqListAnswer, note_tokens: Callable[[int | None], None]
+    ) -> AsyncGenerator[str, None]:
         """Says why the best option of a request's only item is best, piece by piece.
+
+        Args:
+            request: The item.
+            answer: What was answered.
+            note_tokens: Told in the end how many tokens the explanation took, prompt included.
 
         Raises:
             PreceptorError: While iterating: the adapter is gone, or the engine fails.
@@ -136,14 +146,11 @@ class McqService:
         labels = tuple(option.label for option in options)
         (result,) = answer.results
         assert isinstance(result, McqResult)  # where the only item fails, the request does
-        pieces = self._explainer.pieces(asked.target, asked.domain, item, labels, labels.index(result.best))
-        try:
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    yield piece
-        except EngineLostAdapter:
-            self._lost(asked.target)
-            raise
+        chosen = labels.index(result.best)
+        pieces = self._explainer.pieces(asked.target, asked.domain, item, labels, chosen, note_tokens)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
 
     # --- both ---
 
