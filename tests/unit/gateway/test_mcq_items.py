@@ -399,7 +399,7 @@ def test_explanation_follows_the_answer(make_stack: StackMaker) -> None:
 def test_an_explanation_counts_in_series_and_limits(make_stack: StackMaker) -> None:
     stack = make_stack(scoring="letters", tokens_per_minute=50_000)
     answer, *_ = events(stack.use.post("/v1/mcq", json={"items": [item()], "explain": True}).text)
-    scored: int = answer["answer"]["usage"]["prompt_tokens"]  # type: ignore[index, call-overload, assignment]  # JSON
+    scored: int = answer["answer"]["usage"]["prompt_tokens"]  # type: ignore[index, assignment]  # JSON
 
     def series(name: str) -> float:
         text = stack.use.get("/metrics").text
@@ -408,7 +408,7 @@ def test_an_explanation_counts_in_series_and_limits(make_stack: StackMaker) -> N
     wait_until(lambda: series("preceptor_requests_total") == 1)
     asked = stack.sent()
     read = series("preceptor_prompt_tokens_total") - scored
-    assert read == len(template(asked["messages"], generation_prompt=True))
+    assert read == len(template(asked["messages"], generation_prompt=True))  # type: ignore[arg-type]  # JSON
     written = series("preceptor_completion_tokens_total")
     assert written == len(ANSWER) + 1  # a token a byte, and the end
     again = stack.use.post("/v1/mcq", json={"items": [item()]})
