@@ -32,6 +32,7 @@ from preceptor_gateway.relay import (
 from preceptor_gateway.services import Services
 from preceptor_gateway.telemetry.meter import RequestMeter
 
+_PATIENCE_S = 0.05
 Prepare = Callable[[Services, dict[str, Any]], EngineCall]
 
 
@@ -144,10 +145,14 @@ async def _send_whole(send: Send, call: EngineCall, body: bytes, content_type: b
 
 
 class _Leaving:
-    """Cancels the task that answers when its client hangs up, which ends the engine's work too."""
+    """Cancels the task that answers when its client hangs up, which ends the engine's work too.
+
+    It begins to watch after `_PATIENCE_S`: what ends sooner is not worth the task that watches.
+    """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._watch: asyncio.Task[None] | None = None
         self.answering = False
         """The status has been sent."""
 
@@ -155,8 +160,11 @@ class _Leaving:
         task = asyncio.current_task()
         assert task is not None  # a coroutine runs in a task
         self._task = task
-        self._watch = asyncio.ensure_future(self._gone())
+        self._timer = asyncio.get_running_loop().call_later(_PATIENCE_S, self._begin)
         return self
+
+    def _begin(self) -> None:
+        self._watch = asyncio.ensure_future(self._gone())
 
     async def _gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -165,8 +173,10 @@ class _Leaving:
 
     def explain(self) -> None:
         """Takes the cancellation back where it was ours; raises it again where somebody else wants the task ended."""
-        if not self._watch.done() or self._task.uncancel():
+        if not (self._watch and self._watch.done()) or self._task.uncancel():
             raise asyncio.CancelledError
 
     def __exit__(self, *_: object) -> None:
-        self._watch.cancel()
+        self._timer.cancel()
+        if self._watch:
+            self._watch.cancel()
