@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,8 +98,7 @@ class Bench:
         port = free_port()
         base = f"http://127.0.0.1:{port}"
         # A folder per start: nobody begins with what an earlier round left behind.
-        folder = self._folder / f"proxy-{port}"
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
         command = contestant.command(folder, port, self._engine_port, self._cores.proxy)
         with running(command, base + contestant.health) as process:
             prove(contestant, base)

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,38 +16,12 @@ from preceptor_contracts.manifest import read_adapter, verify_files
 from preceptor_contracts.records import QUESTIONS
 from preceptor_contracts.report import Report
 
-from tests.integration.conftest import RealStack
+from tests.integration.conftest import TRAINER, RealStack, only_adapter, trainer
 from tests.stack import REPO
-
-TRAINER = str(Path(sys.executable).with_name("preceptor-trainer"))
-
-
-def trainer(stack: RealStack, *arguments: str, limit_s: float = 500) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [TRAINER, *arguments],
-        env={**os.environ, **stack.env},
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=limit_s,
-        check=False,
-    )
 
 
 def listed(stack: RealStack) -> list[str]:
     return [view["adapter"] for view in stack.use.get("/v1/adapters").json()["data"]]
-
-
-def only_adapter(stack: RealStack, domain: str) -> str:
-    names = [view["adapter"] for view in stack.use.get("/v1/adapters").json()["data"] if view["domain"] == domain]
-    assert len(names) == 1
-    return str(names[0])
-
-
-@pytest.fixture(scope="module")
-def short_run(real_stack: RealStack) -> subprocess.CompletedProcess[str]:
-    """Twelve steps on the shortened sql domain: enough to change the adapter, whatever its exam says."""
-    return trainer(real_stack, "run", "sql", "--max-steps", "12")
 
 
 def test_the_run_ends_with_a_verdict_and_everything_on_disk(
@@ -91,7 +64,15 @@ def test_promoted_adapter_answers_streams_and_survives_an_engine_kill(
     assert len(pieces) > 3
     assert pieces[-1] == "data: [DONE]"
 
-    real_stack.engine.process.end(signal.SIGKILL)
+    lines = []
+    endless = {**body, "stream": True, "ignore_eos": True, "max_tokens": 900}
+    with real_stack.use.stream("POST", "/v1/chat/completions", json=endless) as stream:
+        for line in stream.iter_lines():
+            lines.append(line)
+            if len(lines) == 8:
+                real_stack.engine.process.end(signal.SIGKILL)
+    last = json.loads([line for line in lines if line][-1].removeprefix("data: "))
+    assert (last["error"]["code"], last["request_id"]) == ("engine_down", stream.headers["x-request-id"])
     down = real_stack.use.post("/v1/chat/completions", json=body)
     assert (down.status_code, down.json()["error"]["code"]) == (503, "engine_down")
     real_stack.engine.start()
