@@ -17,7 +17,7 @@ from bench.gateway.contestants import CONTESTANTS, KEY, OURS, PATH, Contestant, 
 from bench.gateway.load import Load, press
 from bench.gateway.machine import OUR_PYTHON, ROOT, BenchFailed, Cores, free_port, tool
 from bench.gateway.processes import Command, Running, running
-from bench.gateway.results import GOAL_CONCURRENCY, STEADY_REQUESTS, Memory, Point, Results, Steady, Streams
+from bench.gateway.results import GOAL_CONCURRENCY, STEADY_REQUESTS, Death, Memory, Point, Results, Steady, Streams
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Plan:
 QUICK = Plan(1, (1, 32), (32,), point_s=1, stream_s=1, first_s=0.5, steady_warm=1_000, steady=3_000, profile_s=2)
 _STEADY_LIMIT_S = 120
 _SETTLE_S, _LOOK_S = 10.0, 0.2
+_STARTS = 3
 _FEW, _LONGER = 3, 4
 """A run with fewer answers than 3 a connection is done again, 4 times as long; one with none, 16 times."""
 
@@ -67,8 +68,7 @@ class Bench:
             for round_ in range(1, self.plan.rounds + 1):
                 for contestant in CONTESTANTS:
                     say(f"round {round_} of {self.plan.rounds}, {contestant.name}: ")
-                    with self._serving(contestant) as (base, process):
-                        self._measure(round_, contestant, base, process)
+                    self._round(round_, contestant)
                     say("\n")
             say(f"{self.plan.steady:,} requests in a row, then profiles: ")
             with self._serving(by_name(OURS)) as (base, process):
@@ -103,6 +103,21 @@ class Bench:
         with running(command, base + contestant.health) as process:
             prove(contestant, base)
             yield base, process
+
+    def _round(self, round_: int, contestant: Contestant) -> None:
+        """Measures a contestant. One that dies of itself is noted, and begins its round anew."""
+        for starts_left in reversed(range(_STARTS)):
+            with self._serving(contestant) as (base, process):
+                try:
+                    self._measure(round_, contestant, base, process)
+                except BenchFailed:
+                    if process is None or process.ended_with is None or not starts_left:
+                        raise
+                    self.results.drop(round_, contestant.name)
+                    self.results.deaths.append(Death(round_, contestant.name, process.ended_with))
+                    say("died ")
+                else:
+                    return
 
     def _measure(self, round_: int, contestant: Contestant, base: str, process: Running | None) -> None:
         plan = self.plan

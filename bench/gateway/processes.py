@@ -73,6 +73,11 @@ class Running:
             time.sleep(0.1)
         self._give_up(f"did not answer at {url}")
 
+    @property
+    def ended_with(self) -> int | None:
+        """Its exit status where it ended by itself, less than 0 by a signal; None while it runs."""
+        return self._child.poll()
+
     def check(self) -> None:
         """Raises BenchFailed where the process ended by itself."""
         if self._child.poll() is not None:

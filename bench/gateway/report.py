@@ -60,7 +60,10 @@ def _goals(results: Results) -> str:
     text = "Medians of the rounds' ratios, with the least and the most. A word is computed from the median."
     failed = [f"{name}: {count:,}" for name in _PROXIES if (count := results.errors(name))]
     errors = f"Answers that failed, in all runs together: {', '.join(failed) or 'none'}."
-    return "\n\n".join(("## Goals", table(("measure", "goal", "reached", "word"), rows), f"{text} {errors}"))
+    deaths = [f"{one.contestant} in round {one.round} with status {one.status}" for one in results.deaths]
+    ended = f"Ended by itself, and began that round anew: {', '.join(deaths)}." if deaths else ""
+    text = " ".join(filter(None, (text, errors, ended)))
+    return "\n\n".join(("## Goals", table(("measure", "goal", "reached", "word"), rows), text))
 
 
 def _ratios(results: Results) -> str:

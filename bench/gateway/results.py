@@ -89,6 +89,16 @@ class Steady:
         return self.ended_mib / self.warm_mib - 1
 
 
+@dataclass(frozen=True)
+class Death:
+    """A contestant that ended by itself; its round was done again."""
+
+    round: int
+    contestant: str
+    status: int
+    """Exit status; less than 0 by a signal."""
+
+
 @dataclass
 class Results:
     """Everything that a run collects."""
@@ -96,6 +106,7 @@ class Results:
     points: list[Point] = field(default_factory=list)
     streams: list[Streams] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
+    deaths: list[Death] = field(default_factory=list)
     steady: Steady | None = None
     profiles: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     """Shares of samples by owner, by what was asked."""
@@ -104,6 +115,13 @@ class Results:
     def rounds(self) -> list[int]:
         """Numbers of the rounds."""
         return sorted({point.round for point in self.points})
+
+    def drop(self, round_: int, contestant: str) -> None:
+        """Forgets what a contestant did in a round."""
+        gone = (round_, contestant)
+        self.points = [one for one in self.points if (one.round, one.contestant) != gone]
+        self.streams = [one for one in self.streams if (one.round, one.contestant) != gone]
+        self.memory = [one for one in self.memory if (one.round, one.contestant) != gone]
 
     def point(self, round_: int, contestant: str, *, stream: bool, concurrency: int) -> Point:
         """One point of one round."""

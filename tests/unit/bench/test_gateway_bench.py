@@ -12,7 +12,7 @@ from bench.gateway.load import Load, parse
 from bench.gateway.machine import BenchFailed
 from bench.gateway.measure import QUICK, Plan
 from bench.gateway.report import report, rows
-from bench.gateway.results import STEADY_REQUESTS, Goal, Memory, Point, Results, Steady, Streams, goals, spread
+from bench.gateway.results import STEADY_REQUESTS, Death, Goal, Memory, Point, Results, Steady, Streams, goals, spread
 from bench.gateway.sampling import OTHER, is_waiting, owner, shares
 from bench.gateway.upstream import CHUNKS, streamed_answer, whole_answer
 
@@ -170,6 +170,18 @@ def test_a_report_says_when_the_upstream_was_too_slow() -> None:
         for point in found.points
     ]
     assert "TOO LITTLE" in report(found, Plan(), {}, 1)
+
+
+def test_a_contestant_that_died_is_told_and_what_it_did_before_does_not_count() -> None:
+    found = results()
+    assert "Ended by itself" not in report(found, Plan(), {}, 1)
+    found.deaths.append(Death(2, LITELLM, -11))
+    assert f"Ended by itself, and began that round anew: {LITELLM} in round 2 with status -11." in report(
+        found, Plan(), {}, 1
+    )
+    found.drop(2, LITELLM)
+    left = {(one.round, one.contestant) for one in (*found.points, *found.streams, *found.memory)}
+    assert left == {(n, one.name) for n in (1, 2, 3) for one in CONTESTANTS} - {(2, LITELLM)}
 
 
 def test_every_run_is_a_row() -> None:
