@@ -39,7 +39,8 @@ class Plan:
 
 
 QUICK = Plan(1, (1, 32), (32,), point_s=1, stream_s=1, first_s=0.5, steady_warm=1_000, steady=3_000, profile_s=2)
-_STEADY_LIMIT_S = 120
+_LEAST_RATE = 1_000
+"""Requests/s on which the time of a counted run rests: wrk goes on sleeping when its count is reached."""
 _SETTLE_S, _LOOK_S = 10.0, 0.2
 _STARTS = 3
 _FEW, _LONGER = 3, 4
@@ -205,7 +206,7 @@ class Bench:
         for count in (plan.steady_warm, plan.steady):
             loads.append(
                 self._press(
-                    base, ours, stream=False, concurrency=GOAL_CONCURRENCY, seconds=_STEADY_LIMIT_S, limit=count
+                    base, ours, stream=False, concurrency=GOAL_CONCURRENCY, seconds=count / _LEAST_RATE, limit=count
                 )
             )
             rss.append(process.rss_mib())

@@ -180,8 +180,12 @@ def test_a_contestant_that_died_is_told_and_what_it_did_before_does_not_count() 
         found, Plan(), {}, 1
     )
     found.drop(2, LITELLM)
-    left = {(one.round, one.contestant) for one in (*found.points, *found.streams, *found.memory)}
-    assert left == {(n, one.name) for n in (1, 2, 3) for one in CONTESTANTS} - {(2, LITELLM)}
+    points, streams, memory = (
+        {(one.round, one.contestant) for one in found.points},
+        {(one.round, one.contestant) for one in found.streams},
+        {(one.round, one.contestant) for one in found.memory} | {(number, DIRECT) for number in (1, 2, 3)},
+    )
+    assert points == streams == memory == {(n, one.name) for n in (1, 2, 3) for one in CONTESTANTS} - {(2, LITELLM)}
 
 
 def test_every_run_is_a_row() -> None:
