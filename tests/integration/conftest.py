@@ -45,12 +45,17 @@ def shorten(source: Path, target: Path) -> None:
 
 
 def in_letters(source: Path, target: Path) -> None:
-    """Copies a domain's prompts under another name, scored by letters."""
+    """Copies a domain's prompts under another name, scored by letters, with the explanations that it refuses."""
     target.mkdir()
     text = (source / "domain.yaml").read_text()
-    (target / "domain.yaml").write_text(
-        text.replace("name: allergy", f"name: {target.name}", 1).replace("scoring: options", "scoring: letters")
-    )
+    for old, new in (
+        ("name: allergy", f"name: {target.name}"),
+        ("scoring: options", "scoring: letters"),
+        ("  explain: null\n", ""),
+    ):
+        assert old in text
+        text = text.replace(old, new, 1)
+    (target / "domain.yaml").write_text(text)
 
 
 @pytest.fixture(scope="session")

@@ -62,8 +62,9 @@ class McqLayout(Frozen):
     options: str = "{question}"
     """Body for scoring `options`: the options are not shown, each is scored as the answer."""
 
-    explain: str = "{question}\n\n{options}\n\nThe answer is {answer}\n\nSay in two or three sentences why."
-    """Body that asks why an option was chosen. Nothing is trained on it, so it is no part of `Domain.prompt_sha`."""
+    explain: str | None = "{question}\n\n{options}\n\nThe answer is {answer}\n\nSay in two or three sentences why."
+    """Body that asks why an option was chosen; None where nobody shall be told reasons. Nothing is trained on it, so it
+    is no part of `Domain.prompt_sha`."""
 
     @field_validator("passage")
     @classmethod
@@ -82,8 +83,8 @@ class McqLayout(Frozen):
 
     @field_validator("explain")
     @classmethod
-    def _explain(cls, value: str) -> str:
-        return _template(value, {"question", "answer"}, {"question", "options", "answer"})
+    def _explain(cls, value: str | None) -> str | None:
+        return value and _template(value, {"question", "answer"}, {"question", "options", "answer"})
 
 
 class SafetyRule(Frozen):

@@ -59,7 +59,15 @@ def render_mcq(domain: Domain, item: McqItem) -> tuple[Message, ...]:
 
 
 def explain_template(layout: McqLayout, *, with_passage: bool) -> str:
-    """The user turn's template for an explanation; it begins like the question did, so that the prefix is cached."""
+    """The user turn's template for an explanation; it begins like the question did, so that the prefix is cached.
+
+    Raises:
+        InvalidInput: The domain gives no explanations.
+    """
+    if layout.explain is None:
+        raise InvalidInput(
+            "This domain explains no answers.", hint="Ask without `explain`, or set `mcq.explain` in its domain.yaml."
+        )
     return (layout.passage if with_passage else "") + layout.explain
 
 

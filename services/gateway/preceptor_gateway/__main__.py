@@ -15,8 +15,10 @@ from preceptor_contracts.frozen import describe
 from pydantic import ValidationError
 
 from preceptor_gateway.keys.database import prepare
-from preceptor_gateway.settings import GatewaySettings
+from preceptor_gateway.settings import GatewaySettings, unknown_settings
 from preceptor_gateway.telemetry.logs import add_request
+
+log = structlog.get_logger("gateway")
 
 
 def main() -> int:
@@ -31,6 +33,8 @@ def main() -> int:
     try:
         settings = GatewaySettings()
         _log_as_json(settings.log_level)
+        for name in unknown_settings():
+            log.warning("no such setting", name=name, hint="docs/configuration.md lists them.")
         prepare(settings.database_url.get_secret_value())
         app = create_app(settings)
     except ValidationError as error:

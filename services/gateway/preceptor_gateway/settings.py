@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
+from dotenv import dotenv_values
 from preceptor_contracts.errors import PrerequisiteError
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -89,3 +91,13 @@ class GatewaySettings(BaseSettings):
             raise PrerequisiteError(
                 "GATEWAY_API_KEY and GATEWAY_ADMIN_KEY are the same.", hint="Give them different values in .env."
             )
+
+
+def unknown_settings() -> list[str]:
+    """Names in the environment and `.env` that look like its settings and are none: misspelt, or of old."""
+    prefix = str(GatewaySettings.model_config["env_prefix"])
+    known = {
+        f"{prefix}{name}".upper() for name, field in GatewaySettings.model_fields.items() if not field.validation_alias
+    }
+    given = {name.upper() for name in (*os.environ, *dotenv_values(".env"))}
+    return sorted(name for name in given - known if name.startswith(prefix))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from preceptor_contracts.domains import find_domain, load_domain, load_domains
 from preceptor_contracts.errors import InvalidInput
+from preceptor_contracts.prompts import explain_template
 
 GOOD = """
 name: clinic
@@ -80,6 +81,14 @@ def test_how_an_explanation_is_asked_shapes_no_trained_prompt(tmp_path: Path) ->
     assert domain.mcq is not None
     assert domain.mcq.explain == "{question} {answer} Why?"
     assert domain.prompt_sha == first
+
+
+def test_a_domain_may_refuse_to_explain(tmp_path: Path) -> None:
+    layout = load_domain(write(tmp_path, GOOD.replace("{scoring: options}", "{scoring: options, explain: null}")))
+    assert layout.domain.mcq is not None
+    assert layout.domain.mcq.explain is None
+    with pytest.raises(InvalidInput, match="explains no answers"):
+        explain_template(layout.domain.mcq, with_passage=False)
 
 
 def test_a_field_that_adapters_know_nothing_of_leaves_their_sha_alone() -> None:

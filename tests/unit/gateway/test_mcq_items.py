@@ -437,6 +437,14 @@ def test_item_that_fails_is_not_explained(stack: Stack) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
+def test_a_domain_that_explains_nothing_says_so_before_the_engine_is_asked(make_stack: StackMaker) -> None:
+    stack = make_stack(scoring="options, explain: null")
+    asked = len(completions(stack))
+    assert refused(stack, {"items": [item()], "explain": True}) == (400, "no_explanations", "explain")
+    assert len(completions(stack)) == asked
+    assert ask(stack)["results"][0]["answer"]
+
+
 def test_client_that_leaves_the_explanation_cancels_the_engine(stack: Stack) -> None:
     answer = ask(stack)
     assert answer["results"]

@@ -102,6 +102,8 @@ class McqService:
         served = self._domains.served_name(domain=request.domain, served=request.model)
         items = [asked.item for asked in request.items]
         first = self._resolve(served, items[0])
+        if request.explain:
+            _require_explanations(first.domain)
         self._count(first, len(items))
         safety = self._safety(first, items)
         order = _passages_together(items)
@@ -237,3 +239,13 @@ def _passages_together(items: Sequence[McqItem]) -> list[int]:
     for index, item in enumerate(items):
         first.setdefault(item.passage, index)
     return sorted(range(len(items)), key=lambda index: first[items[index].passage])
+
+
+def _require_explanations(domain: Domain) -> None:
+    if require_mcq(domain).explain is None:
+        raise BadRequest(
+            f"The domain {domain.name!r} explains no answers.",
+            code="no_explanations",
+            param="explain",
+            hint="Ask without `explain`, or set `mcq.explain` in its domain.yaml.",
+        )
