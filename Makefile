@@ -19,7 +19,7 @@ demo: setup ## Train a specialist, prove it better, serve it at http://localhost
 serve: setup ## Start engine, gateway and UI until Ctrl-C
 	@$(HONCHO) --procfile Procfile start
 
-test: setup ## Run every ring of tests; the gpu ring skips itself where there is none
+test: setup ## Run every ring of tests
 	.venv/bin/pytest
 
 test-unit: ## Run the unit ring (seconds)

@@ -63,6 +63,12 @@ def ask(pair: Pair, question: str) -> httpx.Response:
     return httpx.post(f"{pair.stack.url}/v1/chat/completions", json=body, headers=pair.stack.use.headers, timeout=120)
 
 
+def ask_choice(pair: Pair, number: int) -> httpx.Response:
+    item = {"question": f"What colour is a clear sky on day {number}?", "options": ["Blue.", "Green."]}
+    body = {"model": "letters:base", "items": [item]}
+    return httpx.post(f"{pair.stack.url}/v1/mcq", json=body, headers=pair.stack.use.headers, timeout=120)
+
+
 def up(pair: Pair) -> list[bool]:
     return [one["up"] for one in pair.stack.use.get("/health").json()["engines"]]
 
@@ -75,7 +81,8 @@ def test_an_adapter_is_on_both_and_one_engine_that_dies_costs_no_answer(pair: Pa
 
     def one_client(name: int) -> None:
         for number in range(10):
-            found.append(ask(pair, f"How many patients are {name * 10 + number} years old?"))
+            one = name * 10 + number
+            found.append(ask_choice(pair, one) if one % 2 else ask(pair, f"How many patients are {one} years old?"))
             if len(found) > 12:
                 killed.set()
 

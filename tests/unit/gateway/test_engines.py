@@ -208,6 +208,23 @@ def test_an_unload_reaches_an_engine_that_was_away(make_stack: StackMaker) -> No
     assert stack.chat(f"clinic:{V1}").json()["error"]["code"] == "adapter_not_loaded"
 
 
+@pytest.mark.parametrize("route", ["/submit_mcq", "/v1/mcq"])
+@pytest.mark.parametrize("loss", ["dies", "loses its adapters"])
+def test_multiple_choice_moves_to_the_other_engine(make_stack: StackMaker, route: str, loss: str) -> None:
+    stack = serving(make_stack, reconcile_seconds=30)
+    gone = stack.hosts[0]
+    if loss == "dies":
+        gone.kill()
+    else:
+        gone.fake.restart()
+    for number in range(12):
+        item = {"question": f"Question {number}?", "passage": f"Passage {number}."}
+        single = {"text": item["passage"], "question": item["question"], "choices": ["Milk.", "Eggs."]}
+        many = {"items": [{**item, "options": ["Milk.", "Eggs."]}]}
+        answer = stack.use.post(route, json={"model": "clinic", **(many if route == "/v1/mcq" else single)})
+        assert answer.status_code == 200, answer.text
+
+
 def test_one_engine_that_lost_an_adapter_keeps_the_others_serving(make_stack: StackMaker) -> None:
     stack = serving(make_stack, reconcile_seconds=30)
     forgetful = stack.hosts[0]

@@ -445,6 +445,18 @@ def test_a_domain_that_explains_nothing_says_so_before_the_engine_is_asked(make_
     assert ask(stack)["results"][0]["answer"]
 
 
+def test_a_rule_that_speaks_instead_leaves_nothing_to_explain(make_stack: StackMaker) -> None:
+    first = make_stack()
+    path = first.adapters.parent / "domains/clinic/domain.yaml"
+    path.write_text(path.read_text().replace("{name: emergency,", "{name: emergency, instead: true,"))
+    stack = make_stack()
+    body = {"items": [item("He can't breathe. What now?")], "explain": True}
+    answer, last = events(stack.use.post("/v1/mcq", json=body).text)
+    assert answer["answer"]["results"][0]["safety"] == ["Call 112 first."]  # type: ignore[index]  # JSON
+    assert last == "[DONE]"
+    assert not [path for path, _ in stack.fake.calls if path == "/v1/chat/completions"]
+
+
 def test_client_that_leaves_the_explanation_cancels_the_engine(stack: Stack) -> None:
     answer = ask(stack)
     assert answer["results"]

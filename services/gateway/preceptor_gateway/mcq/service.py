@@ -21,7 +21,7 @@ from preceptor_gateway.adapters.service import AdapterService
 from preceptor_gateway.batches import all_or_none, exact_name, run_each
 from preceptor_gateway.domains.prompts import DomainPrompt
 from preceptor_gateway.domains.service import DomainService, Target
-from preceptor_gateway.engine.client import EngineLostAdapter
+from preceptor_gateway.engine.client import EngineLostAdapter, EngineNotReached
 from preceptor_gateway.mcq.answers import failure_of, result_of, usage_of_all
 from preceptor_gateway.mcq.counting import counted
 from preceptor_gateway.mcq.debiasing import average, rotations
@@ -144,10 +144,13 @@ class McqService:
             PreceptorError: While iterating: the adapter is gone, or the engine fails.
         """
         item, options = request.items[0].item, request.items[0].options
-        asked = self._resolve(f"{answer.domain}:{answer.adapter or RAW_BASE}", item)
-        labels = tuple(option.label for option in options)
         (result,) = answer.results
         assert isinstance(result, McqResult)  # where the only item fails, the request does
+        asked = self._resolve(f"{answer.domain}:{answer.adapter or RAW_BASE}", item)
+        labels = tuple(option.label for option in options)
+        if any(rule.instead for rule in asked.domain.triggered(f"{item.passage} {item.question}")):
+            # Nothing is generated that could speak against what the answer's `safety` says.
+            return
         chosen = labels.index(result.best)
         pieces = self._explainer.pieces(asked.target, asked.domain, item, labels, chosen, note_tokens)
         async with aclosing(pieces):
@@ -157,8 +160,7 @@ class McqService:
     # --- both ---
 
     def _resolve(self, served: str, item: McqItem) -> _McqTarget:
-        # The passage is what items have in common; on one engine its blocks are computed once.
-        target = self._domains.resolve(served, item.passage.encode(errors="replace"))
+        target = self._domains.resolve(served, _prefix(item))
         if target.domain is None or target.prompt is None:
             raise BadRequest(
                 f"{target.served!r} has no domain, so no multiple-choice layout.",
@@ -191,23 +193,33 @@ class McqService:
         return await self._score(self._resolve(served, item), item, debias)
 
     async def _score(self, asked: _McqTarget, item: McqItem, debias: Debias) -> Scored:
+        """Scores an item; from the start on one other engine where the first broke off or has lost the adapter."""
         target = asked.target
         try:
-            if asked.scoring is Scoring.OPTIONS:
-                # No layout shows the options in this scoring, so their order cannot matter: nothing to rotate.
-                messages = asked.prompt.mcq(item)
-                scores = await score_options(target.engine, target.engine_name, messages, item.options)
-                return Scored(scores, 0.0 if debias is Debias.CYCLIC else None)
-            if debias is Debias.NONE:
-                return Scored(await self._by_letters(asked, item))
-            return average(await all_or_none([self._by_letters(asked, turned) for turned in rotations(item)]))
+            return await self._score_there(asked, item, debias)
+        except EngineNotReached:
+            other = self._domains.elsewhere(target, _prefix(item))
+            if other is None:
+                raise
         except EngineLostAdapter:
-            self._lost(target)
-            raise
-
-    def _lost(self, target: Target) -> None:
-        if target.adapter:
+            if target.adapter is None:
+                raise
             self._adapters.lost(target.adapter, target.engine)
+            if not self._adapters.is_ready(target.adapter):
+                raise
+            other = self._domains.resolve(exact_name(target), _prefix(item))
+        return await self._score_there(asked._replace(target=other), item, debias)
+
+    async def _score_there(self, asked: _McqTarget, item: McqItem, debias: Debias) -> Scored:
+        target = asked.target
+        if asked.scoring is Scoring.OPTIONS:
+            # No layout shows the options in this scoring, so their order cannot matter: nothing to rotate.
+            messages = asked.prompt.mcq(item)
+            scores = await score_options(target.engine, target.engine_name, messages, item.options)
+            return Scored(scores, 0.0 if debias is Debias.CYCLIC else None)
+        if debias is Debias.NONE:
+            return Scored(await self._by_letters(asked, item))
+        return average(await all_or_none([self._by_letters(asked, turned) for turned in rotations(item)]))
 
     async def _by_letters(self, asked: _McqTarget, item: McqItem) -> Scores:
         target = asked.target
@@ -219,6 +231,11 @@ class McqService:
         """The tokens that labels are as the first of an answer: the manifest's, for a base model the engine's."""
         known = self._adapters.require_ready(target.adapter).label_token_ids if target.adapter else {}
         return [known[label] if label in known else await target.engine.first_token(label) for label in labels]
+
+
+def _prefix(item: McqItem) -> bytes:
+    """What items have in common, a passage; on one engine its blocks are computed once."""
+    return item.passage.encode(errors="replace")
 
 
 def _item(request: McqRequest, choices: tuple[LabelledChoice, ...]) -> McqItem:
