@@ -30,14 +30,21 @@ class Line(NamedTuple):
     value: Any
 
 
-def describe(error: ValidationError) -> str:
-    """Renders every problem of a validation as `field: what is wrong (got value)`, joined by `; `."""
+def describe(error: ValidationError, *, of_settings: bool = False) -> str:
+    """Renders every problem of a validation as `field: what is wrong (got value)`, joined by `; `.
+
+    Args:
+        error: What pydantic found.
+        of_settings: A value with an `@` is not shown: it may be a URL with a password.
+    """
     parts = []
     for problem in error.errors(include_url=False):
         field = ".".join(str(step) for step in problem["loc"]) or "(whole)"
         # A settings object's whole input is the environment, keys included: name the field alone there.
         shown = repr(problem["input"]) if problem["type"] != "missing" else "nothing"
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        if of_settings and "@" in shown:
+            shown = "a value that may hold a password"
         message = problem["msg"].removeprefix("Value error, ")
         parts.append(f"{field}: {message} (got {shown})")
     return "; ".join(parts)

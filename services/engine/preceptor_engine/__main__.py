@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         launch = launch_here(settings)
     except ValidationError as error:
-        sys.stderr.write(f"A setting is wrong: {describe(error)}. Mend it in .env or the environment.\n")
+        sys.stderr.write(
+            f"A setting is wrong: {describe(error, of_settings=True)}. Mend it in .env or the environment.\n"
+        )
         return 2
     except PreceptorError as error:
         sys.stderr.write(f"{error}\n")

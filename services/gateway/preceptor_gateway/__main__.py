@@ -38,7 +38,9 @@ def main() -> int:
         prepare(settings.database_url.get_secret_value())
         app = create_app(settings)
     except ValidationError as error:
-        sys.stderr.write(f"A setting is wrong: {describe(error)}. Mend it in .env or the environment.\n")
+        sys.stderr.write(
+            f"A setting is wrong: {describe(error, of_settings=True)}. Mend it in .env or the environment.\n"
+        )
         return 2
     except PreceptorError as error:
         sys.stderr.write(f"{error}\n")

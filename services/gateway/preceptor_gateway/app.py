@@ -46,7 +46,9 @@ from preceptor_gateway.telemetry import langsmith
 from preceptor_gateway.telemetry.switch import start_tracing
 
 
-def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain], store: AliasStore) -> Services:
+def _build(
+    settings: GatewaySettings, metrics: Metrics, limiter: Limiter, known: dict[str, Domain], store: AliasStore
+) -> Services:
     key, timeout_s = settings.engine_api_key.get_secret_value(), settings.engine_timeout_s
     engines = EnginePool([EngineClient(url, key, timeout_s) for url in read_urls(settings.engine_urls)], metrics)
     registry = Registry(settings.adapters_dir)
@@ -57,7 +59,7 @@ def _build(settings: GatewaySettings, metrics: Metrics, known: dict[str, Domain]
     return Services(
         settings=settings,
         keys=_keys(settings),
-        limiter=_limiter(settings, metrics),
+        limiter=limiter,
         metrics=metrics,
         engines=engines,
         adapters=adapter_service,
@@ -85,11 +87,13 @@ def create_app(settings: GatewaySettings) -> Edge:
     """Builds the application.
 
     Raises:
-        PrerequisiteError: A key is missing.
+        PrerequisiteError: A key is missing, or the URL of the counts cannot be read.
         InvalidInput: A domain or the file of aliases is malformed.
     """
     settings.require_keys()
     metrics = Metrics()
+    # Here and not in the lifespan, so that a wrong URL is a sentence and not a server that fails to start.
+    limiter = _limiter(settings, metrics)
     known = {name: folder.domain for name, folder in load_domains(settings.domains_dir).items()}
     store = AliasStore(settings.data_dir / "aliases.json")
     metrics.watch_aliases(lambda: {name: store.alias(name).promoted for name in known})
@@ -98,7 +102,7 @@ def create_app(settings: GatewaySettings) -> Edge:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         tracing = metrics.tracing = start_tracing(settings)
-        services = _build(settings, metrics, known, store)
+        services = _build(settings, metrics, limiter, known, store)
         app.state.services = services
         await services.keys.start()
         key_watch = asyncio.create_task(services.keys.look_forever())

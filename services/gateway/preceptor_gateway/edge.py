@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from preceptor_gateway.hot import HotRoute
 from preceptor_gateway.metrics import Metrics
 from preceptor_gateway.privacy import log_fields, traceback_of
-from preceptor_gateway.problems import BadMethod, BodyTooLarge, GatewayError, response_of
+from preceptor_gateway.problems import BadMethod, BodyTooLarge, oops, response_of
 from preceptor_gateway.telemetry.cells import NONE
 from preceptor_gateway.telemetry.meter import RequestMeter
 
@@ -96,7 +96,7 @@ class Edge:
             fields["exception"] = traceback_of(error, "prompt" in scope)
             log.error("unexpected", **fields)
             if not status:
-                await response_of(_oops(request_id), request_id)(scope, receive, send_with_id)
+                await response_of(oops(request_id), request_id)(scope, receive, send_with_id)
         finally:
             self._record(scope, meter, status)
 
@@ -140,16 +140,6 @@ class Edge:
             served=scope.get("served"),
             **log_fields(scope),
         )
-
-
-def _oops(request_id: str) -> GatewayError:
-    oops = GatewayError(
-        "The gateway failed in a way that it did not expect.",
-        code="internal_error",
-        hint=f"Look for request_id {request_id!r} in the gateway's log.",
-    )
-    oops.status = 500
-    return oops
 
 
 def _headers(scope: Scope) -> tuple[str, int]:

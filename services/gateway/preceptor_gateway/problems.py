@@ -178,6 +178,17 @@ def _allowed(request: Request, error: HTTPException) -> str:
     return ", ".join(sorted(methods)) or (error.headers or {}).get("Allow", "")
 
 
+def oops(request_id: str) -> GatewayError:
+    """What a client is told of a failure that nobody foresaw."""
+    told = GatewayError(
+        "The gateway failed in a way that it did not expect.",
+        code="internal_error",
+        hint=f"Look for request_id {request_id!r} in the gateway's log.",
+    )
+    told.status = 500
+    return told
+
+
 def install_handlers(app: FastAPI) -> None:
     """Makes every failure leave in the one shape."""
 
@@ -224,6 +235,11 @@ def install_handlers(app: FastAPI) -> None:
             lost.status = error.status_code
         return answer(request, lost)
 
+    async def unforeseen(request: Request, _error: Exception) -> Response:
+        # Starlette raises the error again behind this answer, so that the edge logs it.
+        return response_of(oops(request_id_of(request)), request_id_of(request))
+
+    app.add_exception_handler(Exception, unforeseen)
     app.add_exception_handler(PreceptorError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

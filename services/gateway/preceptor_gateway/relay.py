@@ -96,9 +96,11 @@ class Answer:
 
     def close(self, code: str = "") -> None:
         """Ends the exchange; early, that ends the engine's work. `code` says what went wrong."""
-        if self._meter:
-            self._meter.end(code)
-        self._reply.close()
+        try:
+            if self._meter:
+                self._meter.end(code)
+        finally:
+            self._reply.close()
 
     def tokens(self, prompt_chars: int) -> int | None:
         """Tokens of prompt and answer: the engine's own count, an estimate where a stream did not tell, or None."""

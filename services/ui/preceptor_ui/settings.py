@@ -61,5 +61,5 @@ def load_settings() -> Settings:
                 f"{KEY} must be printable ASCII without spaces.", hint="Run make setup, or mend it in .env."
             ) from None
         raise InvalidInput(
-            f"Settings: {describe(error)}.", hint="Mend UI_HOST, UI_PORT or UI_GATEWAY_URL in .env."
+            f"Settings: {describe(error, of_settings=True)}.", hint="Mend UI_HOST, UI_PORT or UI_GATEWAY_URL in .env."
         ) from error

@@ -284,3 +284,23 @@ def test_answers_are_whole_when_the_answer_is_long(stack: Stack) -> None:
     ]
     assert "".join(said) == stack.fake.answer
     assert ANSWER not in said
+
+
+def test_a_failure_that_nobody_foresaw_has_the_one_shape(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a secret of the house")
+
+    monkeypatch.setattr("preceptor_gateway.domains.service.DomainService.view", broken)
+    answer = stack.use.get("/v1/domains")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert "secret" not in answer.text
+
+
+def test_a_list_of_models_that_is_none_takes_the_engine_out(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def odd(*_: object) -> dict[str, object]:
+        return {"data": None}
+
+    assert stack.use.get("/health").status_code == 200
+    monkeypatch.setattr("preceptor_gateway.engine.client.EngineClient._get", odd)
+    assert eventually(lambda: stack.chat("base").status_code == 503, 5)

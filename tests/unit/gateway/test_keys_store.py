@@ -195,6 +195,12 @@ def test_a_second_migration_waits_for_the_first(url: str) -> None:
         ("nonsense", "GATEWAY_DATABASE_URL is not the URL"),
         ("mysql://a:geheim@h/d", "GATEWAY_DATABASE_URL is not the URL"),
         ("postgresql+psycopg://me:geheim@127.0.0.1:9/d", r"'postgresql\+psycopg://me:\*\*\*@127.0.0.1:9/d' cannot be"),
+        (
+            "postgresql+psycopg://127.0.0.1:9/d?user=me&password=geheim",
+            r"'postgresql\+psycopg://127.0.0.1:9/d' cannot be",
+        ),
+        ("postgresql+psycopg://me:teil@geheim@127.0.0.1:9/d", "GATEWAY_DATABASE_URL is not the URL"),
+        ("postgresql+psycopg://me:p@ss:geheim@127.0.0.1/d", "GATEWAY_DATABASE_URL is not the URL"),
         ("sqlite:////proc/nowhere/gateway.db", "cannot be used"),
     ],
 )

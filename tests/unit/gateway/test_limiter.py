@@ -91,6 +91,13 @@ def numbers(admission: Admission | RateLimited) -> dict[str, str]:
     return {name.decode().removeprefix("x-ratelimit-"): value.decode() for name, value in admission.headers}
 
 
+async def test_what_another_store_was_charged_is_no_credit_here() -> None:
+    memory, one = MemoryCounters(), Booking("tokens/a-key", 1000, 30)
+    await memory.book([one])
+    memory.book_later(one._replace(amount=-800))
+    assert await memory.book([one]) == [Counted(0, 30)]
+
+
 async def test_a_key_without_limits_costs_nothing() -> None:
     class Nowhere(MemoryCounters):
         async def book(self, bookings: Sequence[Booking]) -> list[Counted]:

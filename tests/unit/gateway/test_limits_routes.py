@@ -145,6 +145,14 @@ def test_the_metrics_name_no_key(make_stack: StackMaker) -> None:
     assert made["id"] not in httpx.get(f"{stack.url}/metrics").text
 
 
+def test_a_request_whose_fields_are_wrong_takes_no_tokens(make_stack: StackMaker) -> None:
+    stack = make_stack(tokens_per_minute=5000)
+    wrong = stack.use.post("/generate", json={**PROMPT, "max_tokens": 4000, "temperatur": 0})
+    assert wrong.status_code == 400
+    asked = stack.use.post("/submit_mcq", json=ITEM)
+    assert int(limit_headers(asked)["remaining-tokens"]) > 4000
+
+
 def test_tokens_of_a_request_that_failed_are_given_back(make_stack: StackMaker) -> None:
     stack = make_stack(tokens_per_minute=1000)
     stack.fake.fail_with = 500

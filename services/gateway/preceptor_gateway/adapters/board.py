@@ -109,8 +109,9 @@ class Board:
             self._engine.ready.discard(name)
             domain = adapter_domain(name) or name
             self._metrics.adapter_state.remove(domain, name, self._engine.name, status.state.value)
-            self._metrics.adapter_ready.remove(domain, name)
-            self._metrics.forget(name)
+            if not any(name in one.ready for one in self._pool.engines):
+                self._metrics.adapter_ready.remove(domain, name)
+                self._metrics.forget(name)
 
     def _show(self, name: str, before: AdapterState, now: AdapterState) -> None:
         (self._engine.ready.add if now is AdapterState.READY else self._engine.ready.discard)(name)

@@ -146,7 +146,11 @@ class AdaptersOnEngine:
         Raises:
             GatewayError: The engine does not answer.
         """
-        self._on_disk = await asyncio.to_thread(self._registry.stamps)
+        try:
+            self._on_disk = await asyncio.to_thread(self._registry.stamps)
+        except OSError as error:
+            # What it held at the last look holds: an engine answers without that disk.
+            log.warning("the adapters folder cannot be read", reason=str(error))
         # Taken before asking: what becomes ready while the answer travels is not in it.
         ready_before = tuple(self.engine.ready)
         try:

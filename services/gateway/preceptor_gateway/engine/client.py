@@ -163,7 +163,10 @@ class EngineClient:
 
     async def names(self) -> frozenset[str]:
         """Names that the engine serves now: its own and every loaded adapter's."""
-        cards = [card for card in (await self._get("/v1/models")).get("data", []) if isinstance(card, dict)]
+        listed = (await self._get("/v1/models")).get("data")
+        if not isinstance(listed, list):
+            raise EngineRefused("The engine's list of models is no list.")
+        cards = [card for card in listed if isinstance(card, dict)]
         lengths = [length for card in cards if isinstance(length := card.get("max_model_len"), int)]
         self.context_tokens = max(lengths, default=0)
         return frozenset(str(card.get("id")) for card in cards)

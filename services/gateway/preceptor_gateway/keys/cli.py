@@ -118,7 +118,9 @@ def _store() -> Iterator[KeyStore]:
     try:
         settings = GatewaySettings()
     except ValidationError as error:
-        raise InvalidInput(f"A setting is wrong: {describe(error)}.", hint="Mend it in .env.") from error
+        raise InvalidInput(
+            f"A setting is wrong: {describe(error, of_settings=True)}.", hint="Mend it in .env."
+        ) from error
     database = Database(settings.database_url.get_secret_value())
     try:
         database.prepare()

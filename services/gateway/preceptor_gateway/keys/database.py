@@ -34,14 +34,18 @@ class Database:
     def __init__(self, url: str) -> None:
         try:
             self._url = make_url(url)
+            if "@" in (self._url.host or ""):
+                # The end of a password: drivers would name it as a host that they do not find.
+                raise ArgumentError("an '@' in a password is written %40")
             self._engine = _engine(self._url)
-        except (ArgumentError, SQLAlchemyError, ImportError) as error:
-            raise PrerequisiteError("GATEWAY_DATABASE_URL is not the URL of a database.", hint=_HINT) from error
+        except (ArgumentError, SQLAlchemyError, ImportError, ValueError):
+            # Without its cause, whose words may hold the password.
+            raise PrerequisiteError("GATEWAY_DATABASE_URL is not the URL of a database.", hint=_HINT) from None
 
     @property
     def shown(self) -> str:
-        """The URL without its password."""
-        return self._url.render_as_string(hide_password=True)
+        """The URL without its password and its query, which may hold one too."""
+        return self._url.set(query={}).render_as_string(hide_password=True)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -133,7 +137,15 @@ def _engine(url: URL) -> Engine:
             pool_pre_ping=True,  # after a restart of the database the first request must not fail
             pool_size=2,
             max_overflow=3,
-            connect_args={"connect_timeout": _WAIT_S, "options": f"-c statement_timeout={_WAIT_S}s"},
+            connect_args={
+                "connect_timeout": _WAIT_S,
+                "options": f"-c statement_timeout={_WAIT_S}s",
+                # A connection whose packets are lost must not hold a revocation up until the kernel gives up.
+                "tcp_user_timeout": _WAIT_S * 1000,
+                "keepalives_idle": _WAIT_S,
+                "keepalives_interval": 2,
+                "keepalives_count": 3,
+            },
         )
     raise ArgumentError(f"{backend!r} is no database of ours")
 

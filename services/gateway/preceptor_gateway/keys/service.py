@@ -72,6 +72,9 @@ class KeyService:
                 if not away:
                     log.warning("the database of keys is away; the keys in memory hold", why=reason_of(error))
                 away = True
+            except Exception:
+                # The edge of a worker loop: revocations hang on it, so an unforeseen failure is logged, and it goes on.
+                log.exception("looking for changed keys failed")
 
     async def note_used(self) -> None:
         """Writes when keys were last used, all of them in one transaction."""

@@ -79,13 +79,17 @@ class MemoryCounters:
         found = []
         for booking in bookings:
             previous, current = _keys(booking)
-            count = self._storage.incr(current, _KEPT_S, booking.amount)
+            count = self._add(current, booking.amount)
             found.append(Counted(max(0, self._storage.get(previous)), max(0, count)))
         return found
 
     def book_later(self, booking: Booking) -> None:
         """Books at once."""
-        self._storage.incr(_keys(booking)[1], _KEPT_S, booking.amount)
+        self._add(_keys(booking)[1], booking.amount)
+
+    def _add(self, key: str, amount: int) -> int:
+        # What Redis was charged before it went away is not given back here: a count below zero would be credit.
+        return self._storage.incr(key, _KEPT_S, max(amount, -max(0, self._storage.get(key))))
 
     async def close(self) -> None:
         """Nothing to let go of."""
@@ -119,10 +123,11 @@ class RedisCounters:
                 wrap_exceptions=True,
                 connection_pool=self._pool,  # type: ignore[arg-type]  # passed on to redis-py, as documented
             )
-        except (ValueError, ConfigurationError) as error:
+        except (ValueError, ConfigurationError):
+            # Without its cause, whose words may hold the password.
             raise PrerequisiteError(
                 "GATEWAY_LIMITS_URL is not the URL of a Redis.", hint="Write redis://<host>:<port>/<database>."
-            ) from error
+            ) from None
         self._instead = MemoryCounters()
         self._on_away = on_away
         self._away_until = 0.0

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import orjson
 from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
 from preceptor_contracts.errors import PreceptorError
 from starlette.types import Scope
 
@@ -69,7 +70,7 @@ async def limited(request: Request, caller: CallerDep) -> AsyncIterator[None]:
     request.scope["limit_headers"] = admission.headers
     try:
         yield
-    except PreceptorError:
+    except (PreceptorError, RequestValidationError):
         # What failed took nothing that counts; a client that left early keeps its estimate.
         request.scope.setdefault("tokens_used", 0)
         raise
