@@ -15,9 +15,9 @@ from preceptor_contracts.domains import find_domain
 from preceptor_contracts.errors import InvalidInput, PreceptorError
 from preceptor_contracts.frozen import Frozen
 
-from preceptor_trainer import prepare as preparing
 from preceptor_trainer import stages
 from preceptor_trainer.hardware import detect_hardware
+from preceptor_trainer.prepare import dataset as preparing
 from preceptor_trainer.provenance import new_spec
 from preceptor_trainer.recipes import Overrides, resolve_recipe
 from preceptor_trainer.runs import RunDir, Stage

@@ -26,9 +26,9 @@ from preceptor_contracts.served_names import adapter_domain, adapter_version
 from preceptor_contracts.wire import AdapterState
 
 from preceptor_trainer.gateway import Gateway
-from preceptor_trainer.model_card import model_card
+from preceptor_trainer.registry.model_card import model_card
 from preceptor_trainer.runs import RunDir, Stage
-from preceptor_trainer.training import CONFIG, WEIGHTS, Trained
+from preceptor_trainer.train.training import CONFIG, WEIGHTS, Trained
 
 
 class Published(Frozen):

@@ -24,6 +24,7 @@ _UNSERVABLE = {
     "layer_replication": "layer replication",
     "trainable_token_indices": "trained token embeddings",
 }
+Method = Literal["lora", "qlora", "lora-8bit", "full"]
 RecipeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=60)]
 
 
@@ -32,8 +33,12 @@ class Recipe(Frozen):
 
     name: RecipeName
     description: Text
-    method: Literal["auto", "lora", "qlora"] = "auto"
-    """`auto` is QLoRA on a CUDA device and LoRA elsewhere."""
+    base_model: str = ""
+    """Hugging Face id that the settings were made for; empty where they fit several."""
+    stated_parameters: Annotated[int, Field(ge=1)] | None = None
+    """Trainable parameters on `base_model`; a test counts them on its configuration."""
+    method: Method | Literal["auto"] = "auto"
+    """`auto` is QLoRA on a CUDA device and LoRA elsewhere; `full` trains every weight and makes no adapter."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What products are computed in; `auto` is float32 on a CPU and what a CUDA device has units for."""
     rank: int = 16
@@ -48,6 +53,12 @@ class Recipe(Frozen):
     scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of all steps during which the learning rate rises."""
+    optimizer: Literal["auto", "adamw", "paged-adamw-32bit", "paged-adamw-8bit"] = "auto"
+    """`auto` is paged AdamW in 32 bits for quantised base weights on a CUDA device, and AdamW elsewhere."""
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """AdamW's, on trained weights."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this norm."""
     epochs: Annotated[float, Field(gt=0, le=50)] = 2
     """Passes over the records."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
@@ -58,6 +69,18 @@ class Recipe(Frozen):
     """Forward passes an optimizer step."""
     max_length: Annotated[int, Field(ge=16, le=131072)] = 1024
     """Longest record, prompt and answer, in tokens; longer ones are refused, never cut."""
+    batching: Literal["length", "packed"] = "length"
+    """`length` batches records of like length; `packed` fills rows of `max_length` with several, kept apart."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recomputes activations in the backward pass; `auto` does so where the plan says that memory would not do."""
+    validation_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of the records held out, topic by topic, for the validation loss; never of the exam."""
+    validate_every: Annotated[int, Field(ge=1)] = 20
+    """Steps between validation losses."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Ends training after so many validation losses without a better one and keeps the best weights; None: never."""
+    serving_quantization: Literal["none", "fp8", "bitsandbytes"] = "none"
+    """How the engine should hold the base weights; `plan` counts with it and prints the flag."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 20
     """Steps between checkpoints."""
     logging_steps: Annotated[int, Field(ge=1)] = 5
@@ -72,6 +95,12 @@ class Recipe(Frozen):
                 if key in values:
                     raise ValueError(f"{key} asks for {what}, which the engine cannot serve; leave it out")
         return values
+
+    @model_validator(mode="after")
+    def _patience_needs_validation(self) -> Recipe:
+        if self.patience is not None and not self.validation_share:
+            raise ValueError("patience needs a validation_share above 0, e.g. 0.1")
+        return self
 
     @field_validator("rank")
     @classmethod

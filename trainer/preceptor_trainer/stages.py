@@ -17,9 +17,9 @@ from preceptor_contracts.frozen import Frozen
 from preceptor_contracts.manifest import ParityCertificate
 from preceptor_contracts.report import Verdict
 
-from preceptor_trainer import prepare as preparing
 from preceptor_trainer.gateway import Gateway
 from preceptor_trainer.hardware import detect_hardware, matrix_rate
+from preceptor_trainer.prepare import dataset as preparing
 from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.settings import TrainerSettings
 from preceptor_trainer.terminal import Terminal
@@ -63,7 +63,7 @@ def prepare(shop: Workshop, run: RunDir) -> preparing.Prepared:
 
 def plan(shop: Workshop, run: RunDir) -> Frozen:
     """Forecasts the training and refuses one that does not fit."""
-    from preceptor_trainer.plan import load_config, make_plan, plan_table
+    from preceptor_trainer.plan.forecast import load_config, make_plan, plan_table
 
     hardware = detect_hardware()
     if hardware.device != run.spec.device:
@@ -84,8 +84,8 @@ def plan(shop: Workshop, run: RunDir) -> Frozen:
 
 def train(shop: Workshop, run: RunDir) -> Frozen:
     """Trains, or goes on from the last checkpoint."""
-    from preceptor_trainer import training
-    from preceptor_trainer.plan import Plan
+    from preceptor_trainer.plan.forecast import Plan
+    from preceptor_trainer.train import training
 
     dataset, tokenizer = _dataset(shop, run)
     trained = training.train(run, dataset, tokenizer, run.result(Stage.PLAN, Plan), shop.terminal)
@@ -102,7 +102,7 @@ def train(shop: Workshop, run: RunDir) -> Frozen:
 def publish(shop: Workshop, run: RunDir) -> Frozen:
     """Proves the adapter servable, writes it, and has the gateway load it. Promotes nothing."""
     from preceptor_trainer import publish as publishing
-    from preceptor_trainer.training import Trained
+    from preceptor_trainer.train.training import Trained
 
     settings, folder = shop.settings, folder_of(shop, run)
     trained = run.result(Stage.TRAIN, Trained)

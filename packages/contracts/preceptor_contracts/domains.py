@@ -131,7 +131,8 @@ class Domain(Frozen):
     """Default recipe."""
     epochs: Annotated[float, Field(gt=0, le=50)] | None = None
     """Passes over the records; None leaves it to the recipe."""
-    grader: Literal["mcq", "sql"]
+    grader: Literal["mcq", "sql", "exact", "keypoints", "judge", "mixed"] = "mixed"
+    """Kind of all exam questions; `mixed` lets each question name its own."""
     database: FileName | None = None
     """SQL script that builds the SQLite database which grader `sql` executes queries on."""
     max_answer_tokens: Annotated[int, Field(ge=1, le=4096)] = 256

@@ -23,6 +23,12 @@ class _Row(Frozen):
     """Public guidance that the fact was checked against; may be empty."""
 
 
+class _McqRow(AnsweredMcq, _Row):
+    explanation: str = ""
+    """Why the answer is right and the others are not; shown to learners, never trained on."""
+    difficulty: Literal["", "easy", "medium", "hard"] = ""
+
+
 class ChatRecord(_Row):
     """A conversation that ends with the answer to learn."""
 
@@ -58,7 +64,7 @@ class PromptCompletionRecord(_Row):
     """For queries: the query with literals replaced by `?`; may be empty."""
 
 
-class McqRecord(AnsweredMcq, _Row):
+class McqRecord(_McqRow):
     """A multiple-choice item with its right answer."""
 
     kind: Literal["mcq"]
@@ -73,7 +79,7 @@ class _Question(_Row):
     """Reports give each group its own line, e.g. facts trained in other words against neighbouring facts."""
 
 
-class McqQuestion(AnsweredMcq, _Question):
+class McqQuestion(_McqRow, _Question):
     """An exam question graded by the option chosen."""
 
     kind: Literal["mcq"]
@@ -88,7 +94,47 @@ class SqlQuestion(_Question):
     shape: str = ""
 
 
-Question = Annotated[McqQuestion | SqlQuestion, Field(discriminator="kind")]
+class ExactQuestion(_Question):
+    """An exam question graded by the words of the answer: case, white space and a last full stop do not count."""
+
+    kind: Literal["exact"]
+    question: Text
+    answer: Text
+    accept: tuple[Text, ...] = ()
+    """Other answers that are right."""
+
+
+class Keypoint(Frozen):
+    """A thing that an answer must say, or must not."""
+
+    any_of: Annotated[tuple[Text, ...], Field(min_length=1)]
+    """Wordings of which one suffices; compared by words, not by letters."""
+
+
+class KeypointsQuestion(_Question):
+    """An exam question graded by what the answer says: every point, and nothing of what is forbidden."""
+
+    kind: Literal["keypoints"]
+    question: Text
+    points: Annotated[tuple[Keypoint, ...], Field(min_length=1)]
+    forbidden: tuple[Text, ...] = ()
+    """Wordings that make an answer wrong."""
+
+
+class JudgeQuestion(_Question):
+    """An exam question whose answers a language model compares with each other, in both orders."""
+
+    kind: Literal["judge"]
+    question: Text
+    reference: str = ""
+    """An answer known to be good, shown to the judge; may be empty."""
+    criteria: str = ""
+    """What the judge shall look at; may be empty."""
+
+
+Question = Annotated[
+    McqQuestion | SqlQuestion | ExactQuestion | KeypointsQuestion | JudgeQuestion, Field(discriminator="kind")
+]
 QUESTIONS: TypeAdapter[Question] = TypeAdapter(Question)
 
 

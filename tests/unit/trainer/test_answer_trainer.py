@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from preceptor_trainer import answer_trainer
-from preceptor_trainer.answer_trainer import shared_prefix
+from preceptor_trainer.train import answer_trainer
+from preceptor_trainer.train.answer_trainer import shared_prefix
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from preceptor_contracts.errors import InvalidInput, PrerequisiteError
 from preceptor_trainer import cli, pipeline
+from preceptor_trainer.commands import options, runs
 from preceptor_trainer.gateway import Gateway
 from preceptor_trainer.recipes import Overrides
 from preceptor_trainer.runs import RunDir, Stage
@@ -19,8 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch, settings: TrainerSettings, gateway: FakeGateway) -> None:
-    monkeypatch.setattr(cli, "_shop", lambda: Workshop(settings, Terminal(), gateway.connect))
-    monkeypatch.setattr(cli, "_busy_with", [])
+    monkeypatch.setattr(options, "open_shop", lambda: Workshop(settings, Terminal(), gateway.connect))
+    options.busy_with.clear()
 
 
 def test_a_better_adapter_exits_0(recipe: str, gateway: FakeGateway, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +82,7 @@ def test_a_gateway_that_is_down_exits_1_before_training(
     recipe: str, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nobody = settings.model_copy(update={"gateway_url": "http://127.0.0.1:9"})
-    monkeypatch.setattr(cli, "_shop", lambda: Workshop(nobody, Terminal(), Gateway.of))
+    monkeypatch.setattr(options, "open_shop", lambda: Workshop(nobody, Terminal(), Gateway.of))
     assert cli.main(["run", "plants", "--recipe", recipe]) == 1
     assert "make serve" in capsys.readouterr().err
     assert not list(settings.runs_dir.glob("*/checkpoints"))
@@ -106,7 +107,7 @@ def test_a_missing_key_is_told_before_any_work(
     recipe: str, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keyless = settings.model_copy(update={"gateway_admin_key": None})
-    monkeypatch.setattr(cli, "_shop", lambda: Workshop(keyless, Terminal()))
+    monkeypatch.setattr(options, "open_shop", lambda: Workshop(keyless, Terminal()))
     assert cli.main(["run", "plants", "--recipe", recipe]) == 1
     assert "GATEWAY_ADMIN_KEY" in capsys.readouterr().err
     assert not settings.runs_dir.exists()
@@ -133,4 +134,4 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_overrides_say_nothing_by_default() -> None:
-    assert Overrides() == cli._overrides(None, None, None, None, None)
+    assert Overrides() == runs._overrides(None, None, None, None, None)

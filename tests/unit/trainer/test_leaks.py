@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from preceptor_contracts.messages import Message
 from preceptor_contracts.records import ChatRecord, McqQuestion, McqRecord, PromptCompletionRecord
-from preceptor_trainer.leaks import find_leaks, words
+from preceptor_trainer.prepare.leaks import find_leaks, words
 
 LONG = "How many patients who live in Leeds saw a cardiologist during March last year"
 

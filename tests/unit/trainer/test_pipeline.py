@@ -15,7 +15,7 @@ from preceptor_trainer.publish import Published
 from preceptor_trainer.recipes import Overrides
 from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.stages import Evaluated, Promoted, Workshop
-from preceptor_trainer.training import WEIGHTS, Trained
+from preceptor_trainer.train.training import WEIGHTS, Trained
 
 from tests.unit.trainer.fixtures import FakeGateway
 
@@ -147,7 +147,7 @@ def test_a_training_killed_between_steps_ends_where_an_undisturbed_one_does(
     pipeline.go_on(shop, whole, last=Stage.TRAIN)
     broken = pipeline.start_run(shop, "plants", Overrides(recipe=recipe))
     with monkeypatch.context() as patch:
-        patch.setattr("preceptor_trainer.training_progress.Progress.on_step_end", _killed_at(10))
+        patch.setattr("preceptor_trainer.train.progress.Progress.on_step_end", _killed_at(10))
         with pytest.raises(Killed):
             pipeline.go_on(shop, broken, last=Stage.TRAIN)
     # A folder that no event vouches for is what a kill in the middle of saving leaves.
@@ -174,7 +174,7 @@ def test_training_learns_and_says_so(shop: Workshop, run: RunDir) -> None:
 def test_the_loss_is_trls_own(shop: Workshop, run: RunDir, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline.go_on(shop, run, last=Stage.TRAIN)
     plain = pipeline.start_run(shop, "plants", Overrides(recipe=recipe))
-    monkeypatch.delattr("preceptor_trainer.answer_trainer.AnswerTrainer.compute_loss")
+    monkeypatch.delattr("preceptor_trainer.train.answer_trainer.AnswerTrainer.compute_loss")
     pipeline.go_on(shop, plain, last=Stage.TRAIN)
     losses = [[event.number("loss") for event in of.events(Stage.TRAIN, "progress")] for of in (run, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
@@ -224,7 +224,7 @@ def _killed(*args: object, **kwargs: object) -> None:
 
 
 def _killed_at(step: int) -> object:
-    from preceptor_trainer.training_progress import Progress
+    from preceptor_trainer.train.progress import Progress
 
     before = Progress.on_step_end
 

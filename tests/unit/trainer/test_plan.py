@@ -6,8 +6,8 @@ import pytest
 from preceptor_contracts.errors import InvalidInput
 from preceptor_contracts.manifest import DatasetSummary
 from preceptor_trainer.hardware import Hardware, free_memory, matrix_rate
-from preceptor_trainer.plan import Plan, count_parameters, count_steps, load_config, make_plan
-from preceptor_trainer.prepare import Lengths, Prepared
+from preceptor_trainer.plan.forecast import Plan, count_parameters, count_steps, load_config, make_plan
+from preceptor_trainer.prepare.dataset import Lengths, Prepared
 from preceptor_trainer.recipes import SERVABLE_MODULES, Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries, on import

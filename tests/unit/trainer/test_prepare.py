@@ -8,7 +8,7 @@ import pytest
 from preceptor_contracts.domains import find_domain
 from preceptor_contracts.errors import InvalidInput
 from preceptor_trainer import pipeline
-from preceptor_trainer.prepare import Dataset, prepare, read_exam, read_records
+from preceptor_trainer.prepare.dataset import Dataset, prepare, read_exam, read_records
 from preceptor_trainer.recipes import Overrides
 from preceptor_trainer.stages import Workshop
 from preceptor_trainer.tokens import load_tokenizer, tokenise

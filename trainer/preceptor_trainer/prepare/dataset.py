@@ -16,7 +16,7 @@ from preceptor_contracts.frozen import Frozen, read_jsonl
 from preceptor_contracts.manifest import DatasetSummary
 from preceptor_contracts.records import QUESTIONS, RECORDS, Example, Question, Record, to_example
 
-from preceptor_trainer.leaks import Leak, find_leaks
+from preceptor_trainer.prepare.leaks import Leak, find_leaks
 from preceptor_trainer.tokens import TokenisedExample, tokenise
 
 if TYPE_CHECKING:
@@ -103,11 +103,11 @@ def read_exam(folder: DomainFolder) -> tuple[Question, ...]:
     questions = read_jsonl(folder.exam, QUESTIONS)
     _refuse_repeated_ids(folder.exam, [question.id for question in questions])
     for question in questions:
-        if question.kind != folder.domain.grader:
+        if folder.domain.grader not in ("mixed", question.kind):
             raise InvalidInput(
                 f"{folder.exam}: question {question.id!r} is of kind {question.kind!r}, "
                 f"but the domain's grader is {folder.domain.grader!r}.",
-                hint="Keep one kind of question in an exam.",
+                hint="Keep one kind of question in the exam, or set grader: mixed.",
             )
     return questions
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from preceptor_contracts.domains import Domain
 
 from preceptor_trainer.runs import RunSpec
-from preceptor_trainer.training import Trained
+from preceptor_trainer.train.training import Trained
 
 
 def model_card(name: str, spec: RunSpec, domain: Domain, trained: Trained) -> str:

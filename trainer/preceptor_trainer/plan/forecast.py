@@ -10,7 +10,7 @@ from preceptor_contracts.frozen import Frozen
 from rich.table import Table
 
 from preceptor_trainer.hardware import Hardware
-from preceptor_trainer.prepare import Prepared
+from preceptor_trainer.prepare.dataset import Prepared
 from preceptor_trainer.recipes import Recipe
 
 if TYPE_CHECKING:

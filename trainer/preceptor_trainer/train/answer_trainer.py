@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 from trl.trainer.sft_trainer import SFTTrainer
 
-from preceptor_trainer.batches import LengthGroups
+from preceptor_trainer.train.batches import LengthGroups
 
 _IGNORED = -100
 """Label of a token that carries no loss, as everywhere in transformers."""

@@ -25,15 +25,15 @@ from transformers import (
 )
 from trl.trainer.sft_config import SFTConfig
 
-from preceptor_trainer.answer_trainer import AnswerTrainer
 from preceptor_trainer.hardware import matrix_rate
-from preceptor_trainer.plan import Plan
-from preceptor_trainer.prepare import Dataset
+from preceptor_trainer.plan.forecast import Plan
+from preceptor_trainer.prepare.dataset import Dataset
 from preceptor_trainer.quiet import silence_transformers
 from preceptor_trainer.recipes import Recipe
 from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.terminal import Terminal
-from preceptor_trainer.training_progress import Progress
+from preceptor_trainer.train.answer_trainer import AnswerTrainer
+from preceptor_trainer.train.progress import Progress
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

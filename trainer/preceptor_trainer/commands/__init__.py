@@ -1,0 +1,1 @@
+"""The commands, one module a theme; `cli` names them."""

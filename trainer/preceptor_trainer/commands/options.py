@@ -1,0 +1,42 @@
+"""Arguments and options that several commands share, and what every command begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from preceptor_trainer.runs import RunDir
+from preceptor_trainer.settings import load_settings
+from preceptor_trainer.stages import Workshop
+from preceptor_trainer.terminal import Terminal
+
+BROKEN, BAD_INPUT, NOT_BETTER = 1, 2, 3
+"""Exit codes, beside 0."""
+
+DomainArgument = Annotated[str, typer.Argument(help="Name of a folder under DOMAINS_DIR.")]
+RunArgument = Annotated[str, typer.Argument(help="Name of a folder under RUNS_DIR.")]
+RecipeOption = Annotated[str | None, typer.Option(help="Recipe by name, or a .yaml file.")]
+MethodOption = Annotated[str | None, typer.Option(help="lora or qlora.")]
+EpochsOption = Annotated[float | None, typer.Option(help="Passes over the records.")]
+StepsOption = Annotated[int | None, typer.Option("--max-steps", help="End training after so many steps.")]
+DataOption = Annotated[Path | None, typer.Option(help="JSONL records to train on in place of the domain's.")]
+SeedOption = Annotated[int | None, typer.Option(help="Of weights and order.")]
+PromoteOption = Annotated[bool, typer.Option("--yes-promote/--no-promote", help="Promote the adapter if it is better.")]
+
+
+busy_with: list[RunDir] = []
+"""The run that this process works on, for the last-resort error file."""
+
+
+def open_shop() -> Workshop:
+    """Reads the settings and opens the terminal."""
+    return Workshop(load_settings(), Terminal())
+
+
+def open_run(shop: Workshop, run_id: str) -> RunDir:
+    """Opens a run by id and remembers it as the one that this process works on."""
+    opened = RunDir.open(shop.settings.runs_dir, run_id)
+    busy_with.append(opened)
+    return opened

@@ -1,0 +1,148 @@
+"""The one-shot and its stages as commands of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from preceptor_contracts.report import Verdict
+
+from preceptor_trainer import pipeline
+from preceptor_trainer.commands import options
+from preceptor_trainer.commands.options import (
+    NOT_BETTER,
+    DataOption,
+    DomainArgument,
+    EpochsOption,
+    MethodOption,
+    PromoteOption,
+    RecipeOption,
+    RunArgument,
+    SeedOption,
+    StepsOption,
+    busy_with,
+    open_run,
+)
+from preceptor_trainer.recipes import Overrides
+from preceptor_trainer.runs import RunDir, Stage
+from preceptor_trainer.stages import Evaluated, Promoted, Workshop
+
+
+def run(
+    domain: DomainArgument,
+    recipe: RecipeOption = None,
+    method: MethodOption = None,
+    epochs: EpochsOption = None,
+    max_steps: StepsOption = None,
+    data: DataOption = None,
+    seed: SeedOption = None,
+    promote: PromoteOption = True,
+) -> int:
+    """Everything: prepare, plan, train, publish, evaluate, promote if better."""
+    shop = options.open_shop()
+    shop.settings.admin_key()
+    new = _start(shop, domain, _overrides(recipe, method, epochs, max_steps, seed), data)
+    with new.exclusive():
+        pipeline.check_gateway(shop, new)
+        return _finish(shop, new, last=Stage.PROMOTE if promote else Stage.EVALUATE)
+
+
+def prepare(
+    domain: DomainArgument,
+    recipe: RecipeOption = None,
+    method: MethodOption = None,
+    epochs: EpochsOption = None,
+    max_steps: StepsOption = None,
+    data: DataOption = None,
+    seed: SeedOption = None,
+) -> int:
+    """Checks a domain's records and makes a run of them."""
+    return _begin(domain, _overrides(recipe, method, epochs, max_steps, seed), data, last=Stage.PREPARE)
+
+
+def plan(
+    domain: DomainArgument,
+    recipe: RecipeOption = None,
+    method: MethodOption = None,
+    epochs: EpochsOption = None,
+    max_steps: StepsOption = None,
+    data: DataOption = None,
+    seed: SeedOption = None,
+) -> int:
+    """Prepares, and tells what the training would cost."""
+    return _begin(domain, _overrides(recipe, method, epochs, max_steps, seed), data, last=Stage.PLAN)
+
+
+def train(
+    domain: DomainArgument,
+    recipe: RecipeOption = None,
+    method: MethodOption = None,
+    epochs: EpochsOption = None,
+    max_steps: StepsOption = None,
+    data: DataOption = None,
+    seed: SeedOption = None,
+) -> int:
+    """Prepares, plans and trains; needs no gateway."""
+    return _begin(domain, _overrides(recipe, method, epochs, max_steps, seed), data, last=Stage.TRAIN)
+
+
+def publish(run_id: RunArgument) -> int:
+    """Publishes a trained run's adapter, unpromoted, and has the gateway load it."""
+    return _redo(run_id, Stage.PUBLISH)
+
+
+def evaluate(run_id: RunArgument) -> int:
+    """Has base and adapter sit the exam as served, and writes the report."""
+    return _redo(run_id, Stage.EVALUATE)
+
+
+def promote(run_id: RunArgument) -> int:
+    """Promotes a run's adapter if its report says better."""
+    return _redo(run_id, Stage.PROMOTE)
+
+
+def resume(run_id: RunArgument, promote: PromoteOption = True) -> int:
+    """Goes on with a run at its first unfinished stage; training goes on from its last checkpoint."""
+    shop = options.open_shop()
+    opened = open_run(shop, run_id)
+    with opened.exclusive():
+        return _finish(shop, opened, last=Stage.PROMOTE if promote else Stage.EVALUATE)
+
+
+def _overrides(
+    recipe: str | None, method: str | None, epochs: float | None, max_steps: int | None, seed: int | None
+) -> Overrides:
+    return Overrides(recipe=recipe, method=method, epochs=epochs, max_steps=max_steps, seed=seed)
+
+
+def _start(shop: Workshop, domain: str, overrides: Overrides, data: Path | None) -> RunDir:
+    new = pipeline.start_run(shop, domain, overrides, data=data)
+    busy_with.append(new)
+    return new
+
+
+def _begin(domain: str, overrides: Overrides, data: Path | None, *, last: Stage) -> int:
+    shop = options.open_shop()
+    new = _start(shop, domain, overrides, data)
+    with new.exclusive():
+        pipeline.go_on(shop, new, last=last)
+    shop.terminal.say(f"Go on with `preceptor-trainer resume {new.id}`.")
+    return 0
+
+
+def _redo(run_id: str, stage: Stage) -> int:
+    shop = options.open_shop()
+    opened = open_run(shop, run_id)
+    with opened.exclusive():
+        pipeline.redo(shop, opened, stage)
+    if stage is Stage.PROMOTE and not opened.result(Stage.PROMOTE, Promoted).promoted:
+        return NOT_BETTER
+    return 0
+
+
+def _finish(shop: Workshop, of: RunDir, *, last: Stage) -> int:
+    was_promoted = of.is_done(Stage.PROMOTE)
+    pipeline.go_on(shop, of, last=last)
+    if was_promoted:
+        shop.terminal.say(f"Run {of.id} was finished before: {of.result(Stage.PROMOTE, Promoted).reason}")
+    is_better = of.result(Stage.EVALUATE, Evaluated).verdict is Verdict.BETTER
+    return 0 if is_better else NOT_BETTER

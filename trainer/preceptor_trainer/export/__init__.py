@@ -1,0 +1,1 @@
+"""Weights in other forms: merged, GGUF, archive."""

@@ -1,0 +1,1 @@
+"""Stage plan: what a training will cost. Start at `forecast`."""

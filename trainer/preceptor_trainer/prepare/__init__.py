@@ -1,0 +1,1 @@
+"""Stage prepare: a file of records becomes a checked dataset. Start at `dataset`."""

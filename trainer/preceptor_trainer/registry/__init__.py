@@ -1,0 +1,1 @@
+"""Published adapters: model card, list, show, diff, archive."""

@@ -1,0 +1,1 @@
+"""Stage train. Start at `training`."""
