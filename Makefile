@@ -5,7 +5,7 @@ PYTHON ?= python3
 # between make and honcho, and a SIGTERM to make would leave the stack running.
 HONCHO := exec env PYTHONUNBUFFERED=1 ONCE=$(ONCE) .venv/bin/honcho --env /dev/null
 
-.PHONY: help setup demo serve test test-unit test-house test-contract test-integration test-e2e lint typecheck format bench-gateway bench-mcq docs lock clean
+.PHONY: help setup demo serve test test-unit test-house test-contract test-integration test-e2e lint typecheck format bench-gateway bench-mcq bench-trainer bench-gain docs lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -40,6 +40,12 @@ test-e2e: ## Run what the README promises, as written
 bench-mcq: setup ## Measure multiple choice beside lm-evaluation-harness on real vLLM; writes bench/mcq/report.md
 	@.venv/bin/python -m bench.mcq
 
+bench-trainer: setup ## Measure training beside plain TRL and LLaMA-Factory; writes bench/trainer/report.md
+	@.venv/bin/python -m bench.trainer
+
+bench-gain: setup ## Train every domain with three seeds and examine them as served; hours; writes bench/gain/report.md
+	@.venv/bin/python -m bench.gain
+
 lint: ## Check style and import directions
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -62,4 +68,4 @@ lock: ## Pin requirements/*.in into requirements/*.txt
 	.venv/bin/python scripts/lock.py
 
 clean: ## Remove the environments and caches; data/ and .env stay
-	rm -rf .venv .venv-engine .venv-bench .venv-bench-mcq .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-engine .venv-bench .venv-bench-mcq .venv-bench-trainer .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

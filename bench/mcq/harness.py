@@ -14,7 +14,7 @@ from preceptor_contracts.domains import Domain
 from preceptor_contracts.prompts import mcq_candidates, render_mcq
 from preceptor_contracts.served_names import RAW_BASE
 
-from bench.mcq.environment import PYTHON
+from bench.environments import MCQ
 from bench.mcq.items import Item
 from bench.mcq.load import SPLITS, Split
 from bench.mcq.stack import TOKENIZER, USE_KEY, Stack
@@ -94,7 +94,7 @@ def running_harness(stack: Stack, folder: Path) -> Iterator[Harness]:
     """Starts lm-eval, which ends when its stdin does."""
     where = endpoint(stack)
     command = [
-        *(str(PYTHON), str(Path(__file__).with_name("lm_eval_worker.py"))),
+        *(str(MCQ.python), str(Path(__file__).with_name("lm_eval_worker.py"))),
         *("--url", where.url, "--served", RAW_BASE, "--tokenizer", str(TOKENIZER)),
     ]
     env = {

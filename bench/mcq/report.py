@@ -13,7 +13,8 @@ from preceptor_contracts.mcq import Scoring
 from bench.mcq.agreement import NORMALISATIONS, Compared
 from bench.mcq.load import GENERATED_TOKENS, PROMPTS_IN_FLIGHT, TRIES, WARM_UP, Tried
 from bench.mcq.rounds import Round
-from bench.mcq.summary import Measured, Pair, Side, Spread, rates, ratios, saved, spread
+from bench.mcq.summary import Measured, Pair, Side, rates, ratios, saved
+from bench.spread import Spread, shown, spread
 
 RACES = (
     ("`letters` against free text, one question at a time", Side.LETTERS_ALONE, Side.GENERATION_ALONE, 4.0),
@@ -81,11 +82,6 @@ def goals(found: Findings) -> list[Goal]:
             Goal(measure, f"{shown(percent, 0)} %", f">= {100 * LEAST_SAVED:.0f} %", shares.median >= LEAST_SAVED)
         )
     return rows
-
-
-def shown(seen: Spread, digits: int) -> str:
-    """Median and range, for a table."""
-    return f"{seen.median:.{digits}f} ({seen.low:.{digits}f} to {seen.high:.{digits}f})"
 
 
 def write_report(folder: Path, found: Findings, machine: Mapping[str, str]) -> None:

