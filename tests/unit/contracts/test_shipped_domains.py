@@ -24,7 +24,7 @@ from preceptor_contracts.records import (
 
 DOMAINS = Path(__file__).parents[3] / "domains"
 NAMES = sorted(path.parent.name for path in DOMAINS.glob("*/domain.yaml"))
-HEALTH = ["allergy", "cardiology"]
+HEALTH = ["allergy", "cardiology", "oncology"]
 
 
 class Least(NamedTuple):
