@@ -11,7 +11,7 @@ RECIPES = sorted((ROOT / "trainer/recipes").glob("*.yaml"))
 
 
 def test_domains_and_recipes_were_found() -> None:
-    assert len(DOMAINS) >= 2
+    assert len(DOMAINS) >= 4
     assert len(RECIPES) >= 2
 
 
