@@ -100,6 +100,9 @@ def generate(
             if agenda.jobs:
                 with shop.terminal.progress("generate", len(agenda.jobs)) as tick:
                     generator.run(agenda.jobs, tick, concurrency=concurrency or shop.settings.generator_concurrency)
+        except KeyboardInterrupt:
+            shop.terminal.say("Run the same command again to go on: nothing is asked twice.")
+            raise
         finally:
             # After a failure or Ctrl-C too: what was paid for can be reviewed.
             _tell_asked(shop.terminal, generator.result())

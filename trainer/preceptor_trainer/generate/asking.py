@@ -135,8 +135,9 @@ class Generator:
         return next((method for method in METHODS if used and method == used[-1]), METHODS[0])
 
     async def _ask(self, endpoint: Endpoint, job: Job) -> Answered:
-        prompt_tokens = answer_tokens = 0
-        for asked in range(1, ATTEMPTS + 1):
+        asked = prompt_tokens = answer_tokens = 0
+        while True:
+            asked += 1
             reply = await endpoint.ask(job.messages, job.schema)
             prompt_tokens += reply.prompt_tokens
             answer_tokens += reply.answer_tokens
@@ -144,7 +145,7 @@ class Generator:
             candidates = tuple(one for one in made if isinstance(one, Candidate))
             dropped = tuple(one for one in made if isinstance(one, str))
             failure = reply.failure or ("" if candidates else f"no record could be used: {dropped[0]}")
-            if not failure or not reply.worth_repeating:
+            if not failure or not reply.worth_repeating or asked == ATTEMPTS:
                 break
         return Answered(
             job=job.sha,

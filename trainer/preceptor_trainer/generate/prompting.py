@@ -65,8 +65,8 @@ Rules:
 - Each question can be understood by somebody who has no text before them: name the thing that is asked about, and never
   write "according to the text", "in this passage" or the like.
 - {grounds}
-- Vary the wording: direct questions, everyday situations, "what happens if", plain and expert words. No two questions ask
-  for the same fact.
+- Vary the wording: direct questions, everyday situations, "what happens if", plain and expert words. No two questions
+  ask for the same fact.
 - Answers are short, complete, and in the manner that the assistant is told above. {options}
 - Write in the language of the {written_in}.
 - Answer with one JSON object and nothing else, of this shape: {{"records": [{shape}]}}"""

@@ -12,7 +12,6 @@ from preceptor_contracts.records import RECORDS, ChatRecord, McqRecord, PromptCo
 from pydantic import ValidationError
 
 from preceptor_trainer.generate.candidates import Answered, Candidate, Support
-from preceptor_trainer.generate.prompting import Kind
 from preceptor_trainer.generate.spreadsheet import Row, read_table, write_table
 
 NEEDED = ("accept", "id", "kind", "topic", "question", "answer")
@@ -136,7 +135,7 @@ def _record(row: Row, proposed: Record, problems: list[str]) -> Record | None:
     }
     question, answer = cells.get("question", ""), cells.get("answer", "")
     columns = {"topic": "topic", "question": "question", "prompt": "question", "completion": "answer"}
-    if proposed.kind == Kind.MCQ:
+    if isinstance(proposed, McqRecord):
         options = [column for column in option_columns(len(LABELS)) if cells.get(column)]
         label = f"option_{answer.casefold()}"
         if label not in options:
@@ -146,7 +145,7 @@ def _record(row: Row, proposed: Record, problems: list[str]) -> Record | None:
         columns |= {f"options.{at}": column for at, column in enumerate(options)}
         texts = [cells[column] for column in options]
         fields |= {"question": question, "options": texts, "answer": options.index(label)}
-    elif proposed.kind == Kind.CHAT:
+    elif isinstance(proposed, ChatRecord):
         columns |= {"messages.0": "question", "messages.1": "answer"}
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         fields["messages"] = turns

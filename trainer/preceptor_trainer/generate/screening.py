@@ -96,7 +96,7 @@ def screen(
 
 
 def repeated(records: Sequence[Record], existing: Sequence[Record]) -> dict[str, list[str]]:
-    """Finds, for each record that asks what an existing one asks, the ids of those; by the measure of the leak check."""
+    """Finds the ids of existing records that ask what a record asks, by the measure of the leak check."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for leak in find_leaks(records, [question for record in existing for question in _as_questions(record)]):
         found[leak.record_id].append(leak.question_id)

@@ -17,42 +17,11 @@ READABLE = frozenset({".txt", ".md", ".markdown", ".rst", *HTML})
 _READABLE = ", ".join(sorted(READABLE))
 _CUTS = ((r"\n\s*\n", "\n\n"), (r"\n", "\n"), (r"(?<=[.!?])\s+", " "), (r"\s+", " "))
 """Where a text may be cut, best first: between paragraphs, lines, sentences, words; with what joins them again."""
-_BLOCKS = frozenset(
-    [
-        "address",
-        "article",
-        "aside",
-        "blockquote",
-        "br",
-        "dd",
-        "div",
-        "dl",
-        "dt",
-        "figcaption",
-        "footer",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "header",
-        "hr",
-        "li",
-        "main",
-        "nav",
-        "ol",
-        "p",
-        "pre",
-        "section",
-        "table",
-        "td",
-        "th",
-        "tr",
-        "ul",
-    ]
+_BLOCKS = re.compile(
+    "address|article|aside|blockquote|br|d[dlt]|div|fig(caption|ure)|footer|h[1-6r]|header|li|main|nav|[ou]l|p|pre|section|"
+    "t(able|[dhr])"
 )
-_UNSEEN = frozenset({"script", "style", "noscript", "template", "head"})
+_UNSEEN = frozenset({"script", "style", "noscript", "template", "title"})
 
 
 class Source(NamedTuple):
@@ -162,12 +131,12 @@ class _Text(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._hidden += tag in _UNSEEN
-        if tag in _BLOCKS:
+        if _BLOCKS.fullmatch(tag):
             self.pieces.append("\n\n")
 
     def handle_endtag(self, tag: str) -> None:
         self._hidden = max(0, self._hidden - (tag in _UNSEEN))
-        if tag in _BLOCKS:
+        if _BLOCKS.fullmatch(tag):
             self.pieces.append("\n\n")
 
     def handle_data(self, data: str) -> None:
