@@ -125,6 +125,7 @@ def test_stopping_keeps_what_was_answered(bench: Bench, monkeypatch: pytest.Monk
     code, printed = bench.run("--topics", "reed,moss")
     assert code == 1
     assert "Stopped." in printed
+    assert "Run the same command again to go on" in printed
     assert len(bench.rows()) == 1
 
 
@@ -345,7 +346,7 @@ def test_mcq_candidates_have_their_right_option_anywhere(bench: Bench) -> None:
     rows = bench.rows()
     assert all(row[f"option_{row['answer'].lower()}"] == "right" for row in rows)
     assert len({row["answer"] for row in rows}) > 1
-    assert "'One' stands there twice" in str(bench.lines()[0]["dropped"])
+    assert "stands there twice" in str(bench.lines()[0]["dropped"])
 
 
 @pytest.mark.parametrize(
@@ -378,6 +379,28 @@ def test_settings_that_are_missing_are_named(bench: Bench) -> None:
     code, printed = bench.run("--topics", "a")
     assert code == 1
     assert "TRAINER_GENERATOR_NAME is not set" in printed
+
+
+def test_nothing_is_traced_whatever_is_configured(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    import langsmith
+    from langsmith.utils import tracing_is_enabled
+    from preceptor_trainer.generate.candidates import WorkDir
+
+    remember = WorkDir.remember
+    traced: list[object] = []
+
+    def watched(self: WorkDir, line: object) -> None:
+        traced.append(tracing_is_enabled())
+        remember(self, line)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(WorkDir, "remember", watched)
+    monkeypatch.setenv("LANGSMITH_ENDPOINT", "http://127.0.0.1:9")
+    langsmith.configure(enabled=True)
+    try:
+        bench.run("--topics", "reed,moss")
+    finally:
+        langsmith.configure(enabled=False, client=None)
+    assert traced == [False, False]
 
 
 def test_two_processes_do_not_write_into_one_folder(bench: Bench) -> None:

@@ -127,39 +127,39 @@ def _record(row: Row, proposed: Record, problems: list[str]) -> Record | None:
     if _mark(row) != "accepted":
         return proposed
     cells = row.cells
+    if blank := [name for name in ("topic", "question", "answer") if not cells.get(name)]:
+        problems += [f"{name!r}: is empty" for name in blank]
+        return None
+    question, answer = cells["question"], cells["answer"]
     fields: dict[str, object] = {
         "id": proposed.id,
         "kind": proposed.kind,
-        "topic": cells.get("topic", ""),
+        "topic": cells["topic"],
         "source": proposed.source,
     }
-    question, answer = cells.get("question", ""), cells.get("answer", "")
-    columns = {"topic": "topic", "question": "question", "prompt": "question", "completion": "answer"}
+    options: list[str] = []
     if isinstance(proposed, McqRecord):
         options = [column for column in option_columns(len(LABELS)) if cells.get(column)]
         label = f"option_{answer.casefold()}"
         if label not in options:
-            letters = ", ".join(column[-1].upper() for column in options)
-            problems.append(f"'answer': {answer!r} is not the letter of an option that is there ({letters or 'none'})")
+            letters = ", ".join(column[-1].upper() for column in options) or "none"
+            problems.append(f"'answer': {answer!r} is not the letter of an option that is there ({letters})")
             return None
-        columns |= {f"options.{at}": column for at, column in enumerate(options)}
         texts = [cells[column] for column in options]
         fields |= {"question": question, "options": texts, "answer": options.index(label)}
     elif isinstance(proposed, ChatRecord):
-        columns |= {"messages.0": "question", "messages.1": "answer"}
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        fields["messages"] = turns
+        fields["messages"] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     else:
         fields |= {"prompt": question, "completion": answer}
     try:
         return RECORDS.validate_python(fields)
     except ValidationError as error:
-        problems += [_told(problem["loc"], problem["msg"], columns) for problem in error.errors()]
+        problems += [_told(problem["loc"][1:], problem["msg"], options) for problem in error.errors()]
         return None
 
 
-def _told(place: Sequence[int | str], message: str, columns: Mapping[str, str]) -> str:
-    """Names the column of a problem; `place` begins with the record's kind."""
-    steps = [str(step) for step in place[1:]]
-    column = columns.get(".".join(steps[:2])) or columns.get(".".join(steps[:1])) or ".".join(steps)
+def _told(place: Sequence[int | str], message: str, options: Sequence[str]) -> str:
+    """Names the column of a problem; only options can be wrong in a way that their cells do not show."""
+    is_option = len(place) > 1 and place[0] == "options" and isinstance(place[1], int)
+    column = options[int(place[1])] if is_option else ".".join(str(step) for step in place)
     return f"{column!r}: {message.removeprefix('Value error, ')}"
