@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from preceptor_trainer import cli
-from preceptor_trainer.commands import options
 from preceptor_trainer.settings import TrainerSettings
 from preceptor_trainer.stages import Workshop
 from preceptor_trainer.terminal import Terminal
@@ -66,7 +65,7 @@ class Bench:
         with self.review.open(encoding="utf-8-sig", newline="") as stream:
             return list(csv.DictReader(stream))
 
-    def mark(self, *marks: str, path: Path | None = None, separator: str = ",", **changes: str) -> Path:
+    def mark(self, *marks: str, path: Path | None = None, separator: str = ",", **changes: Any) -> Path:
         """Writes the marks, row by row, and changes to the first row, as a spreadsheet would."""
         rows = self.rows()
         for row, mark in zip(rows, marks, strict=False):
@@ -105,9 +104,3 @@ def about_the_text(body: Body) -> Response:
 
 def everything_under(root: Path) -> bytes:
     return b"".join(path.read_bytes() for path in root.rglob("*") if path.is_file())
-
-
-def use(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(options, "open_shop", bench.open_shop)
-    monkeypatch.setattr("preceptor_trainer.generate.endpoint.RETRIES", 2)
-    return bench

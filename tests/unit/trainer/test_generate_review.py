@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 from preceptor_contracts.records import RECORDS
 from starlette.responses import Response
 
-from tests.fakes.completions import Body, Completions, completions, records
+from tests.fakes.completions import Body, records
 from tests.unit.trainer.fixtures import write_jsonl
-from tests.unit.trainer.generating import MOSS, Bench, about_the_text, item, use
+from tests.unit.trainer.generating import MOSS, Bench, item
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries
 
 GOOD = item("Through which part does moss take its water in?", "Through its leaves.", "It drinks through its leaves")
 ODD = item("Does moss, in winter, stay green?", "Yes; all year.", "Moss  is green\nall year.")
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Completions]:
-    with completions(about_the_text) as one:
-        yield one
-
-
-@pytest.fixture
-def bench(
-    tmp_path: Path, endpoint: Completions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Bench:
-    return use(Bench(tmp_path, endpoint, capsys), monkeypatch)
 
 
 def write(bench: Bench, *items: Body, kind: str = "chat", topics: str = "", text: str = MOSS) -> str:
@@ -61,7 +47,11 @@ def test_what_the_domain_or_another_candidate_asks_already_is_left_out(bench: Be
 def test_accepted_rows_become_records_with_the_changes_of_the_reviewer(bench: Bench) -> None:
     write(bench, GOOD, ODD, item("Is there any moss without leaves?", "No."))
     before = bench.trained()
-    mended = {"question": "How does moss drink?", "answer": 'By its "leaves"\nönly.', "topic": "drinking"}
+    mended: dict[str, Any] = {
+        "question": "How does moss drink?",
+        "answer": 'By its "leaves"\nönly.',
+        "topic": "drinking",
+    }
     path = bench.mark("yes", "no", "", **mended)
     code, printed = bench.run("--accept", path)
     assert code == 0
@@ -181,7 +171,7 @@ def test_multiple_choice_comes_back_with_changed_options(bench: Bench) -> None:
     (row,) = bench.rows()
     right = f"option_{row['answer'].lower()}"
     wrong = next(f"option_{label}" for label in "abcd" if f"option_{label}" != right)
-    assert bench.run("--accept", bench.mark("yes", **{wrong: "", right: "Dark green"}))[0] == 0
+    assert bench.run("--accept", bench.mark("yes", **dict[str, Any]({wrong: "", right: "Dark green"})))[0] == 0
     new = bench.trained()[-1]
     assert new["options"][new["answer"]] == "Dark green"
     assert len(new["options"]) == 3
@@ -201,7 +191,7 @@ def test_multiple_choice_comes_back_with_changed_options(bench: Bench) -> None:
         ),
     ],
 )
-def test_a_spoilt_multiple_choice_row_is_told(bench: Bench, change: dict[str, str], says: str) -> None:
+def test_a_spoilt_multiple_choice_row_is_told(bench: Bench, change: dict[str, Any], says: str) -> None:
     write(bench, item("Which colour has moss the whole year?", "Green", wrong=["Red", "Blue", "White"]), kind="mcq")
     code, printed = bench.run("--accept", bench.mark("yes", **change))
     assert code == 2
@@ -226,6 +216,12 @@ def test_marks_and_changes_survive_a_further_generate(bench: Bench) -> None:
     assert [line.split(";")[0] for line in text.splitlines() if ";gen-plants-" in line] == ["yes", "", ""]
 
 
+def test_training_data_that_cannot_be_read_is_told_before_anything_is_asked(bench: Bench) -> None:
+    bench.train.write_text("{\n", encoding="utf-8")
+    assert bench.run("--topics", "reed")[0] == 2
+    assert bench.endpoint.bodies == []
+
+
 def test_a_review_file_that_cannot_be_read_is_told_before_anything_is_asked(bench: Bench) -> None:
     write(bench, GOOD)
     bench.review.write_text("x,y\n1,2\n", encoding="utf-8")
@@ -240,7 +236,7 @@ def test_records_may_go_into_another_file_and_are_not_doubled_there(bench: Bench
     write(bench, GOOD, ODD)
     copy = bench.mark("yes", "yes", path=bench.root / "copy.csv")
     into = bench.root / "new" / "more.jsonl"
-    assert bench.run("--accept", copy, "--into", into)[0] == 0
+    assert bench.run("--accept", copy, "--into", into)[0] == 0, "its folder is made"
     assert bench.run("--accept", copy, "--into", into)[0] == 0
     assert len(into.read_text().splitlines()) == 2
     assert len(bench.trained()) == 10

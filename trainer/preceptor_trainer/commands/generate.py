@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -16,10 +17,9 @@ from preceptor_trainer.generate import accepting
 from preceptor_trainer.generate.asking import Agenda, Asked, Generator, make_agenda
 from preceptor_trainer.generate.candidates import WorkDir
 from preceptor_trainer.generate.prompting import Kind
-from preceptor_trainer.generate.proposing import propose
-from preceptor_trainer.generate.review import NEEDED
+from preceptor_trainer.generate.proposing import propose, require_readable
 from preceptor_trainer.generate.sources import Source, read_documents, read_topics
-from preceptor_trainer.generate.spreadsheet import SEPARATORS, read_table
+from preceptor_trainer.generate.spreadsheet import SEPARATORS
 from preceptor_trainer.stages import Workshop
 from preceptor_trainer.terminal import Terminal
 
@@ -55,6 +55,15 @@ class _Pace(NamedTuple):
     max_tokens: int | None
 
 
+class _Review(NamedTuple):
+    """Options of --accept."""
+
+    accept: Path
+    into: Path | None
+    separator: str | None
+    out: Path | None
+
+
 def generate(
     domain: DomainArgument,
     documents: DocumentsOption = None,
@@ -81,7 +90,7 @@ def generate(
     if accept:
         if documents or topics or topics_file:
             raise InvalidInput("--accept takes no documents and no topics.", hint="Generate and accept one by one.")
-        return _take_in(shop.terminal, work, folder, accept, into, written_with)
+        return _take_in(shop.terminal, work, folder, _Review(accept, into, written_with, out))
     if into:
         raise InvalidInput("--into goes with --accept.")
     if kind is Kind.MCQ:
@@ -89,10 +98,11 @@ def generate(
     sources = _sources(shop.terminal, documents or [], topics, topics_file, chunk_characters)
     target = _target(shop, _Pace(requests_per_minute, concurrency, max_tokens))
     with work.exclusive():
-        if work.review.is_file():
-            read_table(work.review, NEEDED)
-        earlier = work.read().answered
-        agenda = make_agenda(folder.domain, sources, earlier, kind=kind, count=count, retry_failed=retry_failed)
+        require_readable(work, folder)
+        lines = work.read()
+        if lines.unreadable:
+            shop.terminal.say(f"{lines.unreadable} line(s) of files in {work.path} cannot be read and are passed over.")
+        agenda = make_agenda(folder.domain, sources, lines.answered, kind=kind, count=count, retry_failed=retry_failed)
         agenda = agenda._replace(jobs=agenda.jobs[:limit])
         _announce(shop.terminal, agenda, target)
         generator = Generator(domain, work, target)
@@ -106,7 +116,7 @@ def generate(
         finally:
             # After a failure or Ctrl-C too: what was paid for can be reviewed.
             _tell_asked(shop.terminal, generator.result())
-            _tell_proposed(shop.terminal, work, folder, written_with)
+            _tell_proposed(shop.terminal, work, folder, written_with, out)
     asked = generator.result()
     return BROKEN if asked.failures and not asked.answered else 0
 
@@ -171,7 +181,9 @@ def _tell_asked(terminal: Terminal, asked: Asked) -> None:
         terminal.say(f"... and {len(asked.failures) - _SHOWN} more, in candidates.jsonl.")
 
 
-def _tell_proposed(terminal: Terminal, work: WorkDir, folder: DomainFolder, separator: str | None) -> None:
+def _tell_proposed(
+    terminal: Terminal, work: WorkDir, folder: DomainFolder, separator: str | None, out: Path | None
+) -> None:
     if not work.candidates.is_file():
         return
     proposed = propose(work, folder, separator)
@@ -186,17 +198,17 @@ def _tell_proposed(terminal: Terminal, work: WorkDir, folder: DomainFolder, sepa
     )
     if proposed.rows:
         terminal.say("Write yes or no in column accept, correct what needs it, then:")
-        terminal.say(f"preceptor-trainer generate {folder.domain.name} --accept {work.review}")
+        where = ["--out", str(out)] if out else []
+        again = ["preceptor-trainer", "generate", folder.domain.name, "--accept", str(work.review), *where]
+        terminal.say(shlex.join(again))
 
 
-def _take_in(
-    terminal: Terminal, work: WorkDir, folder: DomainFolder, review: Path, into: Path | None, separator: str | None
-) -> int:
+def _take_in(terminal: Terminal, work: WorkDir, folder: DomainFolder, review: _Review) -> int:
     if not work.candidates.is_file():
         raise InvalidInput(f"{work.candidates} does not exist, so nothing was ever generated there.")
     with work.exclusive():
-        _tell_accepted(terminal, accepting.accept(work, folder, review, into))
-        _tell_proposed(terminal, work, folder, separator)
+        _tell_accepted(terminal, accepting.accept(work, folder, review.accept, review.into))
+        _tell_proposed(terminal, work, folder, review.separator, review.out)
     return 0
 
 

@@ -89,11 +89,12 @@ Line = TypeVar("Line", bound=Frozen)
 
 
 class Lines(NamedTuple):
-    """A half-written or foreign line is passed over: its request is asked again."""
+    """What the files of a `WorkDir` hold."""
 
     answered: tuple[Answered, ...]
     decisions: tuple[Decision, ...]
     unreadable: int
+    """Half-written and foreign lines, which are passed over: what they told is asked again."""
 
 
 class WorkDir:

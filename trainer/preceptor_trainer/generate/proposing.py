@@ -24,6 +24,17 @@ class Proposed(NamedTuple):
     screened: Screened
 
 
+def require_readable(work: WorkDir, folder: DomainFolder) -> None:
+    """Reads all that `propose` will read, so that nobody pays for answers that cannot be put anywhere.
+
+    Raises:
+        InvalidInput: `review.csv`, the training data or the exam cannot be read.
+    """
+    _kept(work, set())
+    read_training(folder.train)
+    read_questions(folder)
+
+
 def propose(work: WorkDir, folder: DomainFolder, separator: str | None) -> Proposed:
     """Writes `review.csv` again.
 
