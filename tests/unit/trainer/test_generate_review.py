@@ -232,6 +232,14 @@ def test_a_review_file_that_cannot_be_read_is_told_before_anything_is_asked(benc
     assert len(bench.endpoint.bodies) == asked
 
 
+def test_nothing_is_accepted_while_the_other_review_file_cannot_be_read(bench: Bench) -> None:
+    write(bench, GOOD)
+    copy = bench.mark("yes", path=bench.root / "copy.csv")
+    bench.review.write_text("x,y\n1,2\n", encoding="utf-8")
+    assert bench.run("--accept", copy)[0] == 2
+    assert len(bench.trained()) == 10
+
+
 def test_records_may_go_into_another_file_and_are_not_doubled_there(bench: Bench) -> None:
     write(bench, GOOD, ODD)
     copy = bench.mark("yes", "yes", path=bench.root / "copy.csv")

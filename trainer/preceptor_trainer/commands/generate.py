@@ -207,6 +207,7 @@ def _take_in(terminal: Terminal, work: WorkDir, folder: DomainFolder, review: _R
     if not work.candidates.is_file():
         raise InvalidInput(f"{work.candidates} does not exist, so nothing was ever generated there.")
     with work.exclusive():
+        require_readable(work, folder)
         _tell_accepted(terminal, accepting.accept(work, folder, review.accept, review.into))
         _tell_proposed(terminal, work, folder, review.separator, review.out)
     return 0

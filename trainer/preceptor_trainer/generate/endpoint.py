@@ -225,8 +225,7 @@ async def connect(target: Target, method: Method = METHODS[0]) -> AsyncIterator[
     """
     # Documents must not leave for LangSmith because of something that somebody once set for another program.
     langsmith.configure(enabled=False, client=None)
-    pace = target.requests_per_minute / 60
-    limiter = InMemoryRateLimiter(requests_per_second=pace, max_bucket_size=1) if pace else None
+    limiter = _limiter(target.requests_per_minute) if target.requests_per_minute else None
     # A client of our own: LangChain's is kept for the whole process and outlives the event loop that it belongs to.
     async with openai.DefaultAsyncHttpxClient(timeout=target.timeout_s) as client:
         with _without_openai_variables():
@@ -243,6 +242,13 @@ async def connect(target: Target, method: Method = METHODS[0]) -> AsyncIterator[
                 http_async_client=client,
             )
         yield Endpoint(chat, target, method)
+
+
+def _limiter(requests_per_minute: float) -> InMemoryRateLimiter:
+    limiter = InMemoryRateLimiter(requests_per_second=requests_per_minute / 60, max_bucket_size=1)
+    # It begins empty, and the first request would wait as long as if another had just been sent.
+    limiter.available_tokens = 1.0
+    return limiter
 
 
 @contextmanager
