@@ -14,9 +14,12 @@ import typer
 from preceptor_contracts.errors import InvalidInput, PreceptorError
 from typer.exceptions import TyperException
 
-from preceptor_trainer.commands import runs
+from preceptor_trainer.commands import generate, runs
 from preceptor_trainer.commands.options import BAD_INPUT, BROKEN, busy_with
 from preceptor_trainer.quiet import silence_libraries
+
+_INTERRUPTED = 130
+"""What Typer 0.29 makes of Ctrl-C, in place of letting it through."""
 
 app = typer.Typer(
     name="preceptor-trainer",
@@ -28,6 +31,7 @@ app = typer.Typer(
 
 for command in (
     *(runs.run, runs.prepare, runs.plan, runs.train, runs.publish, runs.evaluate, runs.promote, runs.resume),
+    generate.generate,
 ):
     app.command()(command)
 
@@ -36,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and turns every failure into a sentence and an exit code."""
     silence_libraries()
     try:
-        return int(app(args=None if argv is None else list(argv), standalone_mode=False) or 0)
+        code = int(app(args=None if argv is None else list(argv), standalone_mode=False) or 0)
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
+        return code
     except PreceptorError as error:
         _complain(error.message, error.hint)
         return BAD_INPUT if isinstance(error, InvalidInput) else BROKEN

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 from preceptor_contracts.base_models import EMBEDDED
 from preceptor_contracts.errors import InvalidInput, PrerequisiteError
-from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError
+from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -41,6 +42,39 @@ class TrainerSettings(BaseSettings):
     """Bearer key with scope `admin`; needed only by stages that talk to the gateway. `make setup` writes it."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     """Exam questions asked at once."""
+    generated_dir: Path = Path("data/generated")
+    """Where `generate` keeps candidates and `review.csv`, a folder a domain."""
+    generator_url: AnyHttpUrl | None = None
+    """OpenAI-compatible endpoint that writes candidates, mostly ending in /v1; documents are sent there."""
+    generator_name: Annotated[str, Field(min_length=1)] | None = None
+    """Served name to ask there."""
+    generator_api_key: SecretStr | None = None
+    """Its bearer key; none for endpoints that want none."""
+    generator_requests_per_minute: Annotated[float, Field(ge=0)] = 60
+    """Requests begun a minute; 0: no limit."""
+    generator_concurrency: Annotated[int, Field(ge=1, le=64)] = 4
+    """Requests under way at once."""
+    generator_timeout_s: Annotated[float, Field(gt=0)] = 120
+    """Longest wait for an answer, in seconds."""
+
+    @field_validator("generator_url")
+    @classmethod
+    def _no_key_in_the_url(cls, url: AnyHttpUrl | None) -> AnyHttpUrl | None:
+        # The URL is not kept secret: its host is told, and libraries log the rest.
+        if url and (url.username or url.password or url.query):
+            raise ValueError("holds a user name, a password or a query; a key belongs in TRAINER_GENERATOR_API_KEY")
+        return url
+
+    @field_validator("generator_api_key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is None:
+            return None
+        stripped = key.get_secret_value().strip()
+        # The HTTP client would refuse it later, with the whole header in its message.
+        if not re.fullmatch(r"[!-~]+", stripped):
+            raise ValueError("holds white space or letters that no key has")
+        return SecretStr(stripped)
 
     def admin_key(self) -> str:
         """Returns the gateway's admin key.
@@ -54,6 +88,21 @@ class TrainerSettings(BaseSettings):
                 hint="Run `make setup`: it writes one to .env.",
             )
         return self.gateway_admin_key.get_secret_value()
+
+    def generator(self) -> tuple[AnyHttpUrl, str]:
+        """Returns the generator's URL and served name.
+
+        Raises:
+            PrerequisiteError: One of them is not set.
+        """
+        if self.generator_url is None or self.generator_name is None:
+            missing = "TRAINER_GENERATOR_URL" if self.generator_url is None else "TRAINER_GENERATOR_NAME"
+            raise PrerequisiteError(
+                f"{missing} is not set, so nobody can be asked for candidates.",
+                hint="Set TRAINER_GENERATOR_URL, TRAINER_GENERATOR_NAME and, where it wants one, "
+                "TRAINER_GENERATOR_API_KEY; e.g. http://127.0.0.1:8000/v1 and base for Preceptor's own gateway.",
+            )
+        return self.generator_url, self.generator_name
 
 
 def load_settings() -> TrainerSettings:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from preceptor_trainer.terminal import Terminal
 from pydantic import SecretStr
 from rich.console import Console
 
+from tests.fakes.completions import Completions, completions
 from tests.unit.trainer.fixtures import FakeGateway, write_base_model, write_domain, write_recipe
+from tests.unit.trainer.generating import Bench, about_the_text
 
 
 @pytest.fixture(scope="session")
@@ -64,3 +67,24 @@ def output() -> io.StringIO:
 def shop(settings: TrainerSettings, gateway: FakeGateway, output: io.StringIO) -> Workshop:
     console = Console(file=output, width=200, markup=False, highlight=False)
     return Workshop(settings, Terminal(console), gateway.connect)
+
+
+@pytest.fixture(scope="module")
+def started_endpoint() -> Iterator[Completions]:
+    with completions(about_the_text) as one:
+        yield one
+
+
+@pytest.fixture
+def bench(
+    tmp_path: Path,
+    started_endpoint: Completions,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Bench:
+    started_endpoint.bodies, started_endpoint.headers = [], []
+    started_endpoint.answer = about_the_text
+    made = Bench(tmp_path, started_endpoint, capsys)
+    monkeypatch.setattr("preceptor_trainer.commands.options.open_shop", made.open_shop)
+    monkeypatch.setattr("preceptor_trainer.generate.endpoint.RETRIES", 2)
+    return made

@@ -1,1 +1,1 @@
-"""Candidate records from documents and topics, made by a language model and reviewed by a person."""
+"""Candidate records from documents or topics, by any OpenAI-compatible endpoint, for review. Start at `asking`."""
