@@ -145,9 +145,8 @@ def _rope_factors(config: PretrainedConfig) -> Any:
     rope = rope_of(config)
     if rope.get("rope_type", "default") != "llama3":
         return None
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     size = head_size(config)
     plain = 1.0 / float(rope["rope_theta"]) ** (torch.arange(0, size, 2, dtype=torch.float32) / size)

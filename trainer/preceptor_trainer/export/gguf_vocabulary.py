@@ -24,6 +24,8 @@ _TEKKEN = (
 _SPLITS = {_LLAMA3: "llama-bpe", _QWEN2: "qwen2", _TEKKEN: "tekken"}
 """Regular expressions of tokenizers, as their `tokenizer.json` spells them, to llama.cpp's names for them."""
 SMOLLM, GPT2 = "smollm", "gpt-2"
+_SPACE = "\u2581"
+"""How such tokenizers write a space."""
 _UNRANKED = -1e6
 """Score of a token that no merge makes."""
 
@@ -130,7 +132,8 @@ def _cutting(pre: dict[str, Any] | None) -> str:
 
 
 def _prefixes_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return str(tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids)[0]).startswith("\u2581")
+    ids = tokenizer("a", add_special_tokens=False).input_ids
+    return str(tokenizer.convert_ids_to_tokens(ids)[0]).startswith(_SPACE)
 
 
 def _scores(tokens: list[str], pairs: list[list[str]]) -> list[float]:

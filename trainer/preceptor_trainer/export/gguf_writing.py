@@ -1,4 +1,4 @@
-"""`export --gguf`: merged weights as one file for llama.cpp and Ollama, reread through transformers before it is kept."""
+"""`export --gguf`: merged weights as one file for llama.cpp and Ollama, reread before it is kept."""
 
 from __future__ import annotations
 
@@ -151,11 +151,9 @@ def _write(
     try:
         # Two passes: the table of tensors stands before them, and only one is converted at a time.
         for stored in tensors(weights, architecture, quantisation):
-            shape = tuple(stored.tensor.shape)
             numbers, size = gguf.GGML_QUANT_SIZES[stored.kind]
-            writer.add_tensor_info(
-                stored.name, shape, stored.tensor[:0].numpy().dtype, stored.tensor.numel() // numbers * size, stored.kind
-            )
+            count, plain = stored.tensor.numel(), stored.tensor[:0].numpy().dtype
+            writer.add_tensor_info(stored.name, tuple(stored.tensor.shape), plain, count // numbers * size, stored.kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

@@ -105,5 +105,7 @@ def _remove(partial: Path) -> None:
 def _sync(partial: Path) -> None:
     for path in sorted(partial.rglob("*")) if partial.is_dir() else [partial]:
         if path.is_file():
+            # safetensors makes files that nobody else may read; the engine may be another user.
+            path.chmod(0o644)
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())

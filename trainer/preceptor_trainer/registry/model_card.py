@@ -10,7 +10,7 @@ from preceptor_contracts.domains import Domain, find_domain
 from preceptor_contracts.errors import InvalidInput
 from preceptor_contracts.files import write_atomic
 from preceptor_contracts.frozen import read_json
-from preceptor_contracts.manifest import AdapterFolder, DatasetSummary, Manifest
+from preceptor_contracts.manifest import AdapterFolder, DatasetSummary, Manifest, read_adapter
 from preceptor_contracts.prompts import system_text
 from preceptor_contracts.report import Comparison, Report, Side, Verdict
 
@@ -20,6 +20,11 @@ CARD = "CARD.md"
 """Under `reports/`, where the manifest's hashes do not reach: the card as it is after the newest exam."""
 _FEW = 100
 """Exam questions below which a card warns of the width of its interval."""
+
+_NOT_EXAMINED = (
+    "It was the adapter on its base model that sat this exam, as served. These weights were compared with it on one "
+    "prompt, the canary, and rounding may change other answers."
+)
 
 
 class Form(NamedTuple):
@@ -64,8 +69,9 @@ def card_of(settings: TrainerSettings, adapter: AdapterFolder, form: Form) -> st
     return model_card(adapter.manifest, domain, read_reports(adapter), form)
 
 
-def keep_card(settings: TrainerSettings, adapter: AdapterFolder) -> None:
+def keep_card(settings: TrainerSettings, name: str) -> None:
     """Writes the card with all exams so far into the adapter's `reports/`; the README beside the weights stays."""
+    adapter = read_adapter(settings.adapters_dir / name)
     write_atomic(adapter.path / "reports" / CARD, card_of(settings, adapter, ADAPTER))
 
 
@@ -92,29 +98,29 @@ def model_card(manifest: Manifest, domain: Domain | None, reports: Sequence[Repo
     name = form.name or manifest.adapter
     precision = f" in {form.precision}" if form.precision else ""
     about = f"{domain.title}: {domain.description}" if domain else f"A specialist for domain `{manifest.domain}`."
-    disclaimer = [f"> {domain.disclaimer}", ""] if domain and domain.disclaimer else []
     how = form.how.format(name=name, domain=manifest.domain, adapter=manifest.adapter)
     system = system_message(manifest, domain)
     blocks = [
-        f"---\n{_front_matter(manifest, reports, form)}---\n",
-        f"# {name}\n",
-        f"{about}\n",
-        *disclaimer,
-        f"This is adapter `{manifest.adapter}`: {form.what}{precision}.\n",
+        f"---\n{_front_matter(manifest, reports, form)}---",
+        f"# {name}",
+        about,
+        f"> {domain.disclaimer}" if domain and domain.disclaimer else "",
+        f"This is adapter `{manifest.adapter}`: {form.what}{precision}.",
         _facts(manifest),
-        "\n## Training data\n",
+        "## Training data",
         _data(manifest.dataset),
-        "\n## Exam\n",
+        "## Exam",
         _exam(reports),
-        "\n## Limits of use\n",
+        "" if form is ADAPTER or not reports else _NOT_EXAMINED,
+        "## Limits of use",
         _limits(manifest, domain, reports),
-        "\n## How to ask it\n",
-        how + "\n",
-        *([f"````text\n{system}\n````\n"] if system else []),
-        "## How to verify it\n",
+        "## How to ask it",
+        how,
+        f"````text\n{system}\n````" if system else "",
+        "## How to verify it",
         _verification(manifest),
     ]
-    return "\n".join(blocks)
+    return "\n\n".join(block.strip() for block in blocks if block) + "\n"
 
 
 def system_message(manifest: Manifest, domain: Domain | None) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from preceptor_contracts.files import write_atomic
 from preceptor_contracts.frozen import Frozen, read_json
@@ -17,12 +18,13 @@ LEDGER = ".versions.json"
 ARCHIVE = ".archive"
 """Folder of archives, inside the adapters folder: the two are backed up and counted together."""
 ARCHIVE_SUFFIX = ".tar.gz"
+_ARCHIVED = re.compile(r"([a-z0-9-]+)(?:\.([0-9]+))?\.tar\.gz")
 
 
 class Ledger(Frozen):
     """`.versions.json`."""
 
-    highest: dict[DomainName, Annotated[int, Field(ge=0)]] = {}
+    highest: dict[DomainName, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     """The newest version given, per domain."""
 
 
@@ -50,17 +52,31 @@ def claim_version(adapters: Path, domain: str) -> int:
     return version
 
 
-def archived_adapter(path: Path) -> str | None:
-    """Returns the adapter that an archive's file name stands for: `<adapter>.tar.gz`, or `<adapter>.<n>.tar.gz`."""
-    if not path.name.endswith(ARCHIVE_SUFFIX):
-        return None
-    name = path.name.removesuffix(ARCHIVE_SUFFIX).partition(".")[0]
-    return name if adapter_domain(name) else None
+class Archive(NamedTuple):
+    """An archive on disk."""
+
+    adapter: str
+    number: int
+    """1 for the first of this adapter; more where its reports grew in between."""
+    path: Path
+
+
+def archives_in(adapters: Path, adapter: str | None = None) -> list[Archive]:
+    """Finds the archives of one adapter or of all, the newest of each last."""
+    folder = adapters / ARCHIVE
+    found = [_ARCHIVED.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+    archives = [Archive(hit[1], int(hit[2] or 1), folder / hit[0]) for hit in found if hit and adapter_domain(hit[1])]
+    return sorted(each for each in archives if adapter in (None, each.adapter))
+
+
+def archive_place(adapters: Path, adapter: str) -> Path:
+    """Returns where the next archive of an adapter goes."""
+    number = max((each.number for each in archives_in(adapters, adapter)), default=0) + 1
+    return adapters / ARCHIVE / f"{adapter}{'' if number == 1 else f'.{number}'}{ARCHIVE_SUFFIX}"
 
 
 def _highest_on_disk(adapters: Path, domain: str) -> int:
     """Counts what an older trainer published, and what a restored backup brought without its ledger."""
     names = [path.name.removeprefix(".").removesuffix(".partial") for path in adapters.iterdir() if path.is_dir()]
-    archive = adapters / ARCHIVE
-    names += [archived_adapter(path) or "" for path in archive.iterdir()] if archive.is_dir() else []
+    names += [archive.adapter for archive in archives_in(adapters)]
     return max((adapter_version(name) for name in names if adapter_domain(name) == domain), default=0)
