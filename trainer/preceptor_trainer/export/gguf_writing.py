@@ -12,7 +12,7 @@ from preceptor_contracts.frozen import Frozen
 from preceptor_contracts.manifest import AdapterFolder, Canary
 
 from preceptor_trainer.canary import ask
-from preceptor_trainer.export.bases import Base, open_base
+from preceptor_trainer.export.bases import open_base
 from preceptor_trainer.export.gguf_layout import Quantisation, add_shape, check_supported, rope_of, tensors
 from preceptor_trainer.export.gguf_vocabulary import SMOLLM, Vocabulary, add_vocabulary, read_vocabulary
 from preceptor_trainer.export.merging import check_canary, merge_in_memory, prompt_logits
@@ -23,7 +23,7 @@ from preceptor_trainer.settings import TrainerSettings
 from preceptor_trainer.tokens import load_tokenizer, prompt_ids
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 _BYTES = {"f16": 2.0, "q8_0": 34 / 32}
 """Bytes a weight: Q8_0 stores 32 numbers of a byte and one float16 scale."""
@@ -61,7 +61,7 @@ def export_gguf(settings: TrainerSettings, adapter: AdapterFolder, out: Path, qu
     """
     started = time.monotonic()
     base = open_base(settings, adapter.manifest)
-    architecture = check_supported(base.config)
+    check_supported(base.config)
     tokenizer = load_tokenizer(base.source)
     vocabulary = read_vocabulary(tokenizer, int(base.config.vocab_size))
     beside = {out.with_suffix(".Modelfile"): 0, out.with_suffix(".README.md"): 0}
@@ -70,13 +70,14 @@ def export_gguf(settings: TrainerSettings, adapter: AdapterFolder, out: Path, qu
     merged = merge_in_memory(base, adapter)
     expected_TV, merge_deviation = merged.logits_TV, merged.deviation
     with written_whole(out) as partial:
-        _write(partial, merged.weights, architecture, quantisation, vocabulary, tokenizer, adapter)
+        name, description = adapter.path.name, f"{adapter.manifest.base_model.id} with an adapter of Preceptor's"
+        write_gguf(partial, merged.weights, quantisation, tokenizer, vocabulary, name=name, description=description)
         # Gives the memory back before the weights are loaded again.
         del merged
         check_tokenizer(partial, tokenizer, adapter.manifest.canary, vocabulary)
-        reread = _reread(partial, base)
+        reread = read_gguf(partial, base.config)
         observed_TV = prompt_logits(reread, adapter.manifest.canary.prompt_ids)
-        error = _relative_error(observed_TV, expected_TV)
+        error = relative_error(observed_TV, expected_TV)
         if not error <= _TOLERANCE[quantisation]:
             raise PreceptorError(
                 f"The reread file answers otherwise than the merged weights: its logits are off by {error:.1%}, "
@@ -103,9 +104,7 @@ def export_gguf(settings: TrainerSettings, adapter: AdapterFolder, out: Path, qu
     )
 
 
-def check_tokenizer(
-    path: Path, tokenizer: PreTrainedTokenizerBase, canary: Canary, vocabulary: Vocabulary
-) -> PreTrainedTokenizerBase:
+def check_tokenizer(path: Path, tokenizer: PreTrainedTokenizerBase, canary: Canary, vocabulary: Vocabulary) -> None:
     """Reads the tokenizer and its chat template back from the file and compares the canary's token ids.
 
     Raises:
@@ -125,24 +124,30 @@ def check_tokenizer(
             code="gguf_differs",
             hint="Nothing was kept. Please report it, with the base model's name.",
         )
-    return reread  # type: ignore[no-any-return]
 
 
-def _write(
+def write_gguf(
     path: Path,
     weights: Any,
-    architecture: str,
     quantisation: Quantisation,
-    vocabulary: Vocabulary,
     tokenizer: PreTrainedTokenizerBase,
-    adapter: AdapterFolder,
+    vocabulary: Vocabulary,
+    *,
+    name: str,
+    description: str,
 ) -> None:
+    """Writes weights and tokenizer; a copy of one tensor at a time is in memory.
+
+    Raises:
+        InvalidInput: The weights are of a family that is not known here.
+    """
     import gguf
 
+    architecture = check_supported(weights.config)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(adapter.path.name)
-    writer.add_description(f"{adapter.manifest.base_model.id} with Preceptor adapter {adapter.path.name}")
+    writer.add_name(name)
+    writer.add_description(description)
     kinds = {"f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
     writer.add_file_type(kinds[quantisation])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -158,20 +163,25 @@ def _write(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for stored in tensors(weights, architecture, quantisation):
-            data = gguf.quants.quantize(stored.tensor.contiguous().numpy(), stored.kind)
-            writer.write_tensor_data(data)
+            writer.write_tensor_data(gguf.quants.quantize(stored.tensor.contiguous().numpy(), stored.kind))
     finally:
         writer.close()
 
 
-def _reread(path: Path, base: Base) -> Any:
+def read_gguf(path: Path, config: PretrainedConfig) -> Any:
+    """Loads a GGUF file through transformers, in float32.
+
+    Args:
+        path: The file.
+        config: The base model's; used only where transformers cannot read it from the file.
+    """
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
     told: dict[str, Any] = {}
-    if rope_of(base.config).get("rope_type", "default") != "default":
-        # transformers 5.23 does not read `rope_freqs.weight`, which llama.cpp does.
-        told["config"] = base.config
+    if rope_of(config).get("rope_type", "default") != "default" or getattr(config, "attention_bias", False):
+        # transformers 5.23 does not look for `rope_freqs.weight` and Llama's biases in the file; llama.cpp does.
+        told["config"] = config
     weights = AutoModelForCausalLM.from_pretrained(
         str(path.parent),
         gguf_file=path.name,
@@ -182,8 +192,11 @@ def _reread(path: Path, base: Base) -> Any:
     return weights.eval()
 
 
-def _relative_error(observed_TV: Any, expected_TV: Any) -> float:
-    """Root mean square of the difference over that of the logits about their mean, which alone decides an answer."""
+def relative_error(observed_TV: Any, expected_TV: Any) -> float:
+    """Returns the root mean square of the difference over that of the logits, both about their mean at each position.
+
+    A logit's distance from that mean is what decides an answer.
+    """
     centred_TV = expected_TV - expected_TV.mean(dim=-1, keepdim=True)
     apart_TV = observed_TV - expected_TV
     apart_TV = apart_TV - apart_TV.mean(dim=-1, keepdim=True)
