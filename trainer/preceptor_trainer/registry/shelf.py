@@ -127,13 +127,13 @@ def ask_gateway(shop: Workshop) -> tuple[dict[str, AdapterView], str]:
 
 def shelf_text(shelf: Shelf) -> str:
     """Lays the shelf out for a terminal, a line an adapter."""
-    rows = [("adapter", "base model", "created", "rank", "dataset", "size", "gateway", "newest exam")]
+    rows = [["adapter", "base model", "created", "rank", "dataset", "size", "gateway", "newest exam"]]
     for entry in shelf.adapters:
         if entry.problem:
-            rows.append((entry.adapter, *([""] * 6), entry.problem))
+            rows.append([entry.adapter, entry.problem])
             continue
         rows.append(
-            (
+            [
                 entry.adapter,
                 entry.base_model.rpartition("/")[2],
                 f"{entry.created_at:%Y-%m-%d %H:%M}",
@@ -142,7 +142,7 @@ def shelf_text(shelf: Shelf) -> str:
                 gib(entry.bytes),
                 gateway_words(entry),
                 _exam_words(entry.exam),
-            )
+            ]
         )
     return aligned(rows)
 
