@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -151,9 +152,27 @@ def test_an_archive_larger_than_the_disk_is_refused(
     settings: TrainerSettings, shop: Workshop, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _export(settings, adapter, tmp_path / "a.tar.gz")
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    monkeypatch.setattr(
+        "preceptor_trainer.export.archives.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10)
+    )
     with pytest.raises(InvalidInput, match="are free"):
         restore(shop, tmp_path / "a.tar.gz")
+
+
+def test_what_a_kill_left_unpacked_is_removed_a_day_later(
+    settings: TrainerSettings, adapter: str, tmp_path: Path
+) -> None:
+    for name in (".unpacked-old", ".unpacked-new"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / ".unpacked-old", (0, 0))
+    _export(settings, adapter, tmp_path / "a.tar.gz")
+    assert [path.name for path in tmp_path.glob(".unpacked-*")] == [".unpacked-new"]
+
+
+def test_what_cannot_be_read_is_told(shop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "folder.tar.gz").mkdir()
+    with pytest.raises(PreceptorError, match="cannot be unpacked: Is a directory"):
+        restore(shop, tmp_path / "folder.tar.gz")
 
 
 def test_an_adapter_is_archived_and_comes_back_as_it_was(shop: Workshop, adapter: str) -> None:
@@ -241,7 +260,7 @@ def test_a_kill_during_the_removal_leaves_no_half_adapter(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(retiring.shutil, "rmtree", killed)
+        patch.setattr("preceptor_trainer.registry.retiring.shutil.rmtree", killed)
         with pytest.raises(Killed):
             retiring._remove(shop.settings.adapters_dir / adapter)
     names = [path.name for path in shop.settings.adapters_dir.iterdir() if path.is_dir()]

@@ -7,13 +7,14 @@ import io
 import shutil
 import tarfile
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from preceptor_contracts.errors import InvalidInput
+from preceptor_contracts.errors import InvalidInput, PreceptorError
 from preceptor_contracts.files import sha256_file
 from preceptor_contracts.frozen import Frozen
 from preceptor_contracts.manifest import PICKLED, AdapterFolder, read_adapter, verify_files
@@ -27,6 +28,8 @@ from preceptor_trainer.settings import TrainerSettings
 _MOST_FILES = 10_000
 """Members of an archive; an adapter has 4, and one for each of its exams."""
 _REPORTS = "reports"
+_UNPACKED = ".unpacked-"
+_STALE_S = 24 * 3600
 
 
 class ArchiveReport(Frozen):
@@ -110,7 +113,11 @@ def unpacked(archive: Path, beside: Path) -> Iterator[AdapterFolder]:
     Raises:
         InvalidInput: It is no whole archive of one adapter, or holds what an adapter has no use for.
     """
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".unpacked-") as place:
+    for stale in beside.glob(f"{_UNPACKED}*"):
+        # Only a kill leaves one; another process may be at work in a younger one.
+        if time.time() - stale.stat().st_mtime > _STALE_S:
+            shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=_UNPACKED) as place:
         try:
             with tarfile.open(archive, mode="r:gz") as tar:
                 members = _harmless(tar, archive, room=shutil.disk_usage(beside).free)
@@ -119,6 +126,8 @@ def unpacked(archive: Path, beside: Path) -> Iterator[AdapterFolder]:
             raise InvalidInput(
                 f"{archive} is no whole archive: {error}.", code="archive_invalid", hint="Copy it again."
             ) from error
+        except OSError as error:
+            raise PreceptorError(f"{archive} cannot be unpacked: {error.strerror or error}.") from error
         name = PurePosixPath(members[0].name).parts[0]
         yield read_adapter(Path(place) / name)
 

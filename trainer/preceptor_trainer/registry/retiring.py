@@ -15,7 +15,7 @@ from preceptor_contracts.wire import AdapterState, AdapterView
 from preceptor_trainer.export.archives import ArchiveReport, ask_canary, export_archive, unpacked
 from preceptor_trainer.export.bases import open_adapter
 from preceptor_trainer.registry.model_card import CARD
-from preceptor_trainer.registry.versions import ARCHIVE, archive_place, archives_in
+from preceptor_trainer.registry.versions import ARCHIVE, archive_place, archives_in, remember_versions
 
 if TYPE_CHECKING:
     from preceptor_trainer.stages import Workshop
@@ -66,6 +66,7 @@ def retire(shop: Workshop, name: str, *, unload: bool, without_gateway: bool) ->
     if not without_gateway:
         # Somebody may have promoted it while it was packed.
         _let_go(shop, name, unload=unload)
+    remember_versions(adapters, adapter.manifest.domain)
     _remove(adapter.path)
     return Retired(place, report)
 

@@ -29,7 +29,7 @@ class Ledger(Frozen):
 
 
 def claim_version(adapters: Path, domain: str) -> int:
-    """Gives the next version of a domain; a lock keeps two publishing runs from getting the same one.
+    """Gives the next version of a domain, which nobody else gets.
 
     A number whose publication fails is lost, which costs nothing.
 
@@ -40,12 +40,26 @@ def claim_version(adapters: Path, domain: str) -> int:
     Raises:
         InvalidInput: The ledger was edited into something unreadable.
     """
+    return _count_up(adapters, domain, 1)
+
+
+def remember_versions(adapters: Path, domain: str) -> None:
+    """Writes the highest version on disk into the ledger, before one of them leaves; an older trainer kept none.
+
+    Raises:
+        InvalidInput: As for `claim_version`.
+    """
+    _count_up(adapters, domain, 0)
+
+
+def _count_up(adapters: Path, domain: str, step: int) -> int:
+    """Raises a domain's highest version under a lock: two publishing runs must not get the same one."""
     handle = os.open(adapters, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         path = adapters / LEDGER
         ledger = read_json(path, Ledger) if path.exists() else Ledger()
-        version = max(ledger.highest.get(domain, 0), _highest_on_disk(adapters, domain)) + 1
+        version = max(ledger.highest.get(domain, 0), _highest_on_disk(adapters, domain)) + step
         write_atomic(path, Ledger(highest={**ledger.highest, domain: version}).model_dump_json(indent=2) + "\n")
     finally:
         os.close(handle)
