@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,9 +100,7 @@ def test_too_little_disk_or_memory_is_told_before_any_work(
     settings: TrainerSettings, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "preceptor_trainer.export.places.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1)
-        )
+        patch.setattr("preceptor_trainer.export.places.shutil.disk_usage", lambda path: SimpleNamespace(free=1))
         with pytest.raises(PrerequisiteError, match="free"):
             _merge(settings, adapter, tmp_path / "merged")
     monkeypatch.setattr("preceptor_trainer.export.bases.free_memory", lambda: 1000)
