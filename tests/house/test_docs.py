@@ -105,9 +105,10 @@ def test_a_link_leads_somewhere(page: Path) -> None:
 
 @EVERY_PAGE
 def test_a_command_exists(page: Path) -> None:
+    trainer = {command.callback.__name__ for command in app.registered_commands if command.callback}
     known = {
         "make": set(make_targets()),
-        "preceptor-trainer": {command.callback.__name__ for command in app.registered_commands if command.callback},
+        "preceptor-trainer": trainer | {str(group.name) for group in app.registered_groups},
         "preceptor-engine": {"serve", "materialise", "show"},
         "preceptor-gateway": {"keys"},
     }

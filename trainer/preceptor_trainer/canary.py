@@ -56,6 +56,18 @@ def make_canary(
     return best
 
 
+def ask(weights: Any, canary: Canary) -> tuple[float, ...]:
+    """Returns the logprobs that weights give the canary's compared tokens as the first of the answer.
+
+    Args:
+        weights: A causal language model of transformers, with the adapter in effect or merged in.
+        canary: The adapter's.
+    """
+    with torch.inference_mode():
+        logprobs_V = _first_logprobs(weights, canary.prompt_ids)
+    return tuple(logprobs_V[list(canary.token_ids)].tolist())
+
+
 def _compare(adapted: Any, messages: tuple[Message, ...], prompt_ids: Sequence[int]) -> Canary:
     with torch.inference_mode():
         with_adapter_V = _first_logprobs(adapted, prompt_ids)

@@ -14,7 +14,7 @@ import typer
 from preceptor_contracts.errors import InvalidInput, PreceptorError
 from typer.exceptions import TyperException
 
-from preceptor_trainer.commands import generate, runs
+from preceptor_trainer.commands import adapters, export, generate, runs
 from preceptor_trainer.commands.options import BAD_INPUT, BROKEN, busy_with
 from preceptor_trainer.quiet import silence_libraries
 
@@ -32,8 +32,10 @@ app = typer.Typer(
 for command in (
     *(runs.run, runs.prepare, runs.plan, runs.train, runs.publish, runs.evaluate, runs.promote, runs.resume),
     generate.generate,
+    *(export.merge, export.export),
 ):
     app.command()(command)
+app.add_typer(adapters.app, name="adapters")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import httpx
 from preceptor_contracts.errors import PreceptorError, PrerequisiteError
 from preceptor_contracts.mcq import McqItem
 from preceptor_contracts.messages import Message, wire
-from preceptor_contracts.wire import AdapterView, AliasView, Health, McqAnswer, ProblemBody, RenderedPrompt
+from preceptor_contracts.wire import AdapterList, AdapterView, AliasView, Health, McqAnswer, ProblemBody, RenderedPrompt
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from preceptor_trainer.settings import TrainerSettings
@@ -101,6 +101,18 @@ class Gateway:
     async def unpin(self, adapter: str) -> AdapterView:
         """Lets go of an adapter that `register` had loaded: an alias keeps it from now on, or nothing does."""
         return await self._ask("DELETE", f"/v1/adapters/{adapter}/pin", TypeAdapter(AdapterView))
+
+    async def adapters(self) -> AdapterList:
+        """Lists the adapters that the gateway sees, with what it does with each."""
+        return await self._ask("GET", "/v1/adapters", TypeAdapter(AdapterList))
+
+    async def adapter(self, adapter: str) -> AdapterView:
+        """Says what the gateway does with one adapter."""
+        return await self._ask("GET", f"/v1/adapters/{adapter}", TypeAdapter(AdapterView))
+
+    async def unload(self, adapter: str) -> AdapterView:
+        """Takes an adapter out of every engine; refused where an alias points at it, or would after a rollback."""
+        return await self._ask("DELETE", f"/v1/adapters/{adapter}", TypeAdapter(AdapterView))
 
     async def promote(self, domain: str, adapter: str, report: str) -> AliasView:
         """Points the domain's alias at an adapter."""

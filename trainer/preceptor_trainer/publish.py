@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -22,11 +21,11 @@ from preceptor_contracts.manifest import (
     read_adapter,
     write_manifest,
 )
-from preceptor_contracts.served_names import adapter_domain, adapter_version
 from preceptor_contracts.wire import AdapterState
 
 from preceptor_trainer.gateway import Gateway
-from preceptor_trainer.registry.model_card import model_card
+from preceptor_trainer.registry.model_card import ADAPTER, model_card
+from preceptor_trainer.registry.versions import claim_version
 from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.train.training import CONFIG, WEIGHTS, Trained
 
@@ -79,11 +78,12 @@ def write_adapter(adapters: Path, run: RunDir, domain: Domain, trained: Trained,
     # PEFT writes where the weights lay on this machine; the identity holds everywhere.
     config["base_model_name_or_path"] = run.spec.base_model.id
     (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (partial / "README.md").write_text(model_card(name, run.spec, domain, trained), encoding="utf-8")
+    draft = _manifest(name, run, domain, trained, proofs, files=hash_files(partial))
+    (partial / "README.md").write_text(model_card(draft, domain, (), ADAPTER), encoding="utf-8")
     for path in sorted(partial.iterdir()):
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-    manifest = _manifest(name, run, domain, trained, proofs, files=hash_files(partial))
+    manifest = draft.model_copy(update={"files": hash_files(partial)})
     write_manifest(partial, manifest)
     partial.rename(adapters / name)
     sync_folder(adapters)
@@ -141,17 +141,10 @@ def _remove_stale(adapters: Path, run: RunDir) -> None:
 
 
 def _claim(adapters: Path, run: RunDir, digest: str) -> tuple[str, Path]:
-    """Takes the next version number; a lock keeps two publishing runs from taking the same one."""
+    """Takes the next version number, which no other run gets, and makes the folder to write to."""
     domain = run.spec.domain
-    handle = os.open(adapters, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        names = [path.name.removeprefix(".").removesuffix(".partial") for path in adapters.iterdir() if path.is_dir()]
-        versions = [adapter_version(name) for name in names if adapter_domain(name) == domain]
-        name = f"{domain}-v{max(versions, default=0) + 1}-{digest}"
-        run.record(Stage.PUBLISH, "claimed", adapter=name)
-        partial = adapters / f".{name}.partial"
-        partial.mkdir()
-    finally:
-        os.close(handle)
+    name = f"{domain}-v{claim_version(adapters, domain)}-{digest}"
+    run.record(Stage.PUBLISH, "claimed", adapter=name)
+    partial = adapters / f".{name}.partial"
+    partial.mkdir()
     return name, partial

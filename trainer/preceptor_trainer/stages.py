@@ -170,6 +170,7 @@ def evaluate(shop: Workshop, run: RunDir) -> Evaluated:
         report_table,
     )
     from preceptor_trainer.publish import Published
+    from preceptor_trainer.registry.model_card import keep_card
 
     settings, folder = shop.settings, folder_of(shop, run)
     exam_sha = sha256_file(folder.exam)
@@ -206,6 +207,7 @@ def evaluate(shop: Workshop, run: RunDir) -> Evaluated:
     write_atomic(run.path / "report.json", text)
     write_atomic(run.path / "report.md", report_markdown(report))
     name = keep_report(settings.adapters_dir / adapter, f"{exam_sha[:12]}-{run.id}", text)
+    keep_card(settings, adapter)
     shop.terminal.show(report_table(report))
     shop.terminal.say(report.reason)
     return Evaluated(report=name, verdict=report.verdict, reason=report.reason)

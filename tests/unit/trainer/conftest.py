@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import io
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from preceptor_trainer import pipeline
+from preceptor_trainer.recipes import Overrides
+from preceptor_trainer.runs import Stage
 from preceptor_trainer.settings import TrainerSettings
 from preceptor_trainer.stages import Workshop
 from preceptor_trainer.terminal import Terminal
@@ -39,13 +43,39 @@ def _no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def settings(tmp_path: Path, tiny_base: Path) -> TrainerSettings:
     write_domain(tmp_path / "domains")
+    return _settings(tmp_path, tiny_base)
+
+
+def _settings(root: Path, base: Path) -> TrainerSettings:
     return TrainerSettings(
-        domains_dir=tmp_path / "domains",
-        adapters_dir=tmp_path / "adapters",
-        runs_dir=tmp_path / "runs",
-        base_model=str(tiny_base),
+        domains_dir=root / "domains",
+        adapters_dir=root / "adapters",
+        runs_dir=root / "runs",
+        base_model=str(base),
         gateway_admin_key=SecretStr("k"),
     )
+
+
+@pytest.fixture(scope="session")
+def examined(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A workplace after one whole run; read it only."""
+    root = tmp_path_factory.mktemp("examined")
+    write_domain(root / "domains")
+    settings = _settings(root, tiny_base)
+    shop = Workshop(settings, Terminal(Console(file=io.StringIO())), FakeGateway(settings).connect)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of libraries
+        patch.setattr("preceptor_trainer.stages.matrix_rate", lambda device: 1e11)
+        run = pipeline.start_run(shop, "plants", Overrides(recipe=str(write_recipe(root / "tiny.yaml"))))
+        pipeline.go_on(shop, run, last=Stage.EVALUATE)
+    return root
+
+
+@pytest.fixture
+def adapter(examined: Path, settings: TrainerSettings) -> str:
+    """Name of a published and examined adapter, in a copy that a test may spoil."""
+    shutil.copytree(examined / "adapters", settings.adapters_dir)
+    return next(path.name for path in settings.adapters_dir.iterdir() if path.is_dir())
 
 
 @pytest.fixture

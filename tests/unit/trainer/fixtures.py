@@ -147,9 +147,11 @@ class FakeGateway:
         if path.endswith("/render"):
             return self._render(path.split("/")[3], body)
         if path == "/v1/adapters":
-            return self._register(body["adapter"])
+            return self._register(body["adapter"]) if request.method == "POST" else self._list()
         if path.endswith("/pin"):
             return self._unpin(path.split("/")[3])
+        if path.startswith("/v1/adapters/"):
+            return self._view(path.split("/")[3]) if request.method == "GET" else self._unload(path.split("/")[3])
         if path.endswith("/promote"):
             self.promoted.append(body)
             answer = {"domain": path.split("/")[3], "promoted": body["adapter"], "previous": None}
@@ -178,6 +180,24 @@ class FakeGateway:
         state = "failed" if self.canary_fails else "ready"
         view = {"adapter": name, "domain": "plants", "served": f"plants:{name}", "state": state, "reason": "canary"}
         return httpx.Response(200, json=view)
+
+    def _list(self) -> httpx.Response:
+        names = sorted(path.name for path in self.settings.adapters_dir.glob("[!.]*") if path.is_dir())
+        return httpx.Response(200, json={"data": [self._view(name).json() for name in names]})
+
+    def _view(self, name: str) -> httpx.Response:
+        view = {"adapter": name, "domain": "plants", "served": f"plants:{name}", "pinned": name in self.pinned}
+        view["state"] = "ready" if name in self.registered else "registered"
+        view["promoted"] = bool(self.promoted) and self.promoted[-1]["adapter"] == name
+        return httpx.Response(200, json=view)
+
+    def _unload(self, name: str) -> httpx.Response:
+        if name in [move["adapter"] for move in self.promoted[-2:]]:
+            problem = {"message": f"{name!r} is needed.", "type": "conflict_error", "code": "adapter_promoted"}
+            return httpx.Response(409, json={"error": problem, "request_id": "1"})
+        self.pinned.discard(name)
+        self.registered = [each for each in self.registered if each != name]
+        return self._view(name)
 
     def _unpin(self, name: str) -> httpx.Response:
         if self.unpin_fails:

@@ -33,7 +33,7 @@ def run(shop: Workshop, recipe: str) -> RunDir:
 
 def _published(shop: Workshop) -> list[str]:
     root = shop.settings.adapters_dir
-    return sorted(path.name for path in root.iterdir()) if root.exists() else []
+    return sorted(path.name for path in root.iterdir() if path.is_dir()) if root.exists() else []
 
 
 def test_a_better_adapter_goes_all_the_way(
