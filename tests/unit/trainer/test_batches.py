@@ -88,8 +88,9 @@ def _loss_and_gradients(rows: list[list[TokenisedExample]], *, packed: bool, att
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, attn_implementation=attention,
+        num_key_value_heads=2,
     )  # fmt: skip
+    config._attn_implementation = attention
     base = LlamaForCausalLM(config).double().train()
     batch = collate(rows, packed=packed, pad_id=0)
     tokens = batch.pop("tokens")

@@ -112,7 +112,7 @@ def test_the_best_weights_are_kept_and_training_stops_when_the_validation_loss_r
 def test_the_best_checkpoint_is_never_rotated_away(
     shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _fake_validation(monkeypatch, {2: 1.0, **{step: 2.0 for step in range(4, 40, 2)}})
+    _fake_validation(monkeypatch, {2: 1.0, **dict.fromkeys(range(4, 40, 2), 2.0)})
     recipe = {"validation_share": 0.2, "validate_every": 2, "patience": 9, "checkpoint_every": 2, "epochs": 4}
     run = _train(shop, tmp_path, **recipe)
     assert run.result(Stage.TRAIN, Trained).weights_step == 2
@@ -232,7 +232,9 @@ def test_a_paged_optimizer_needs_a_gpu(tmp_path: Path) -> None:
 
 
 def test_metrics_go_to_tensorboard_in_the_runs_folder(shop: Workshop, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]  # ships none
+        EventAccumulator,
+    )
 
     shop = shop._replace(settings=shop.settings.model_copy(update={"report_to": "tensorboard"}))
     run = _train(shop, tmp_path, validation_share=0.2, validate_every=4)
@@ -273,7 +275,6 @@ def test_a_base_model_that_is_nowhere_is_told_in_one_sentence(shop: Workshop, re
         assert repr(name) in caught.value.message
         assert caught.value.message.count("\n") == 0
         assert "BASE_MODEL" in caught.value.hint
-        print(caught.value.message)
 
 
 def test_a_base_model_without_a_chat_template_is_refused(

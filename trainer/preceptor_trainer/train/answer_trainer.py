@@ -48,14 +48,15 @@ class AnswerTrainer(SFTTrainer):
         """Measures the validation loss: the mean over the answers' tokens of all records held out, not over batches."""
         del args, kwargs
         held_out: Any = self._held_out
-        self.model.eval()
+        trained: Any = self.model
+        trained.eval()
         total, count = 0.0, 0
         with torch.no_grad():
             for batch in held_out:
                 inputs = self._prepare_inputs(batch)
                 carrying = int((inputs["labels"][:, 1:] != IGNORED).sum())
                 with self.compute_loss_context_manager():
-                    total += float(self.compute_loss(self.model, inputs)) * carrying
+                    total += float(self.compute_loss(trained, inputs)) * carrying
                 count += carrying
         metrics = {"eval_loss": total / count}
         self.log(metrics)
@@ -66,35 +67,36 @@ class AnswerTrainer(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Sums the loss of the answers' tokens and divides by their number."""
-        seen = self._count(inputs.pop("tokens"))
+        training = bool(model.training)
+        seen = self._count(inputs.pop("tokens"), training)
         ids_BT = inputs["input_ids"]
         mixed, several = self.args.bf16 or self.args.fp16, self.args.world_size > 1
         if ids_BT.device.type != "cpu" or mixed or several or return_outputs:
-            self._add(seen, seen)
+            self._add(seen, seen, training)
             # TRL's fused head skips ignored tokens by itself on CUDA, autocast wraps only the outer forward, and so
             # does what sums gradients over processes.
             return super().compute_loss(  # type: ignore[no-untyped-call]  # untyped there
                 model, inputs, return_outputs, num_items_in_batch
             )
-        causal = self.accelerator.unwrap_model(model)
-        causal = causal.get_base_model() if isinstance(causal, PeftModel) else causal
+        unwrapped = self.accelerator.unwrap_model(model)
+        causal: Any = unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped
         # Recomputing activations drops the cache that a shared beginning lies in.
         share = "position_ids" not in inputs and not self.args.activation_checkpointing
         hidden_BTH, targets_BT, shared = (_after_shared_prefix if share else _row_by_row)(causal, inputs)
-        self._add(seen, seen - shared)
+        self._add(seen, seen - shared, training)
         carries_BT = targets_BT != IGNORED
         logits_NV = causal.get_output_embeddings()(hidden_BTH[carries_BT])
         loss: torch.Tensor = functional.cross_entropy(logits_NV.float(), targets_BT[carries_BT], reduction="sum")
         count = carries_BT.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         return loss / count.clamp(min=1)
 
-    def _count(self, tokens: int) -> int:
-        if self.args.world_size == 1 or not self.model.training:
+    def _count(self, tokens: int, training: bool) -> int:
+        if self.args.world_size == 1 or not training:
             return tokens
         return int(self.accelerator.gather(torch.tensor([tokens], device=self.accelerator.device)).sum())
 
-    def _add(self, seen: int, computed: int) -> None:
-        if self.model.training:
+    def _add(self, seen: int, computed: int, training: bool) -> None:
+        if training:
             self.tokens_seen += seen
             self.tokens_computed += computed
 

@@ -165,7 +165,7 @@ class RowLoader(DataLoader[Any]):
     ) -> None:
         super().__init__(
             Examples(examples),  # type: ignore[arg-type]  # torch asks for its own class and needs two methods
-            batch_sampler=batches,  # type: ignore[arg-type]  # indices may be anything that the examples take
+            batch_sampler=batches,
             collate_fn=lambda rows: collate(rows, packed=packed, pad_id=pad_id),
             # Its own, or beginning a pass would draw from the state that a resume restores.
             generator=torch.Generator().manual_seed(0),

@@ -50,7 +50,8 @@ def find_resume(run: RunDir) -> Resume:
 
 def read_state(checkpoint: Path) -> TrainerState:
     """Reads where the training stood when a checkpoint was saved."""
-    return TrainerState.load_from_json(str(checkpoint / _STATE))
+    state: TrainerState = TrainerState.load_from_json(str(checkpoint / _STATE))
+    return state
 
 
 def strikes(state: TrainerState) -> int:

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset as Table
 from preceptor_contracts.errors import PreceptorError
 from preceptor_contracts.frozen import Frozen
 from preceptor_contracts.manifest import TrainMetrics
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from preceptor_trainer.hardware import matrix_rate
 from preceptor_trainer.plan.forecast import Plan, count_steps
@@ -32,7 +31,7 @@ from preceptor_trainer.tokens import TokenisedExample
 from preceptor_trainer.train import memory
 from preceptor_trainer.train.answer_trainer import AnswerTrainer
 from preceptor_trainer.train.arguments import TENSORBOARD, arguments, refuse_missing
-from preceptor_trainer.train.batches import Division, RowLoader, StepBatches, count_rows
+from preceptor_trainer.train.batches import Division, Row, RowLoader, StepBatches, count_rows
 from preceptor_trainer.train.checkpoints import Resume, find_resume, full_disk_told, read_state, strikes
 from preceptor_trainer.train.progress import Progress
 from preceptor_trainer.train.weights import (
@@ -161,7 +160,7 @@ def take_part(
             ended = _attempt(run, parts, tokenizer, plan, terminal, reporters)
         if ranks() > 1:
             # The rest is one process's work, and must not wait for others that ended.
-            PartialState().destroy_process_group()
+            torch.distributed.destroy_process_group()
     return ended
 
 
@@ -230,14 +229,16 @@ def _trainer(
     if TENSORBOARD in reporters and run.writes:
         from torch.utils.tensorboard import SummaryWriter
 
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(run.path / "logs"))))  # type: ignore[no-untyped-call]  # untyped there
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(run.path / "logs"))))
     return trainer
 
 
 def _held_out(examples: list[TokenisedExample], batch_size: int, pad_id: int) -> RowLoader:
     """Like lengths together; every process measures all of them, so that each knows the same loss."""
     order = sorted(range(len(examples)), key=lambda at: examples[at].length)
-    batches = [[(at,) for at in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
+    batches: list[list[Row]] = [
+        [(at,) for at in order[start : start + batch_size]] for start in range(0, len(order), batch_size)
+    ]
     return RowLoader(examples, batches, packed=False, pad_id=pad_id)
 
 
