@@ -9,7 +9,9 @@ import pytest
 import torch
 from preceptor_contracts.base_models import identify_base_model
 from preceptor_contracts.errors import InvalidInput, PreceptorError, PrerequisiteError
-from preceptor_trainer import pipeline
+from preceptor_trainer import cli, pipeline
+from preceptor_trainer.commands import options
+from preceptor_trainer.gateway import Gateway
 from preceptor_trainer.hardware import Hardware
 from preceptor_trainer.publish_base import PublishedBase
 from preceptor_trainer.recipes import Overrides, Recipe, resolve_recipe
@@ -295,3 +297,42 @@ def test_a_plan_of_other_steps_is_refused(shop: Workshop, tmp_path: Path, monkey
     monkeypatch.setattr("preceptor_trainer.train.training.training_rows", lambda dataset, recipe: 10)
     with pytest.raises(PreceptorError, match="make 12 steps where the plan says 15"):
         pipeline.go_on(shop, run, last=Stage.TRAIN)
+
+
+def test_a_new_run_is_not_begun_by_several_processes(
+    shop: Workshop, recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(options, "open_shop", lambda: shop)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["train", "plants", "--recipe", recipe]) == 2
+    assert "preceptor-trainer plan plants" in capsys.readouterr().err
+    assert not shop.settings.runs_dir.exists()
+
+
+def test_a_following_process_leaves_no_event(shop: Workshop, tmp_path: Path) -> None:
+    run = _start(shop, tmp_path)
+    before = run.events()
+    RunDir.open(shop.settings.runs_dir, run.id, writes=False).record(Stage.TRAIN, "checkpoint", step=1)
+    assert run.events() == before
+
+
+def test_the_command_for_all_weights_needs_no_gateway(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "open_shop", lambda: shop._replace(connect=_no_gateway))
+    path = str(write_recipe(tmp_path / "own.yaml", learning_rate=0.005))
+    assert cli.main(["run", "plants", "--recipe", path, "--method", "full"]) == 0
+    run_id = next(shop.settings.runs_dir.iterdir()).name
+    assert cli.main(["resume", run_id]) == 0
+    assert cli.main(["evaluate", run_id]) == 2
+
+
+def _no_gateway(settings: TrainerSettings) -> Gateway:
+    raise AssertionError("a full run needs no gateway")
+
+
+def test_a_folder_that_holds_no_base_model_is_told_apart(shop: Workshop, recipe: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    empty = shop._replace(settings=shop.settings.model_copy(update={"base_model": str(tmp_path / "empty")}))
+    with pytest.raises(PrerequisiteError, match=r"holds no config\.json"):
+        pipeline.start_run(empty, "plants", Overrides(recipe=recipe))

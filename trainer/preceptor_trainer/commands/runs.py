@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from preceptor_contracts.errors import InvalidInput
 from preceptor_contracts.report import Verdict
 
 from preceptor_trainer import pipeline
@@ -22,7 +23,7 @@ from preceptor_trainer.commands.options import (
     busy_with,
     open_run,
 )
-from preceptor_trainer.ranks import is_follower
+from preceptor_trainer.ranks import is_follower, ranks
 from preceptor_trainer.recipes import Overrides
 from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.stages import Evaluated, Promoted, Workshop, follow
@@ -120,6 +121,11 @@ def _overrides(
 
 
 def _start(shop: Workshop, domain: str, overrides: Overrides, data: Path | None) -> RunDir:
+    if ranks() > 1:
+        raise InvalidInput(
+            "Several processes can only go on with a run that is there already.",
+            hint=f"First `preceptor-trainer plan {domain}` without a launcher, then `resume` its run under it.",
+        )
     new = pipeline.start_run(shop, domain, overrides, data=data)
     busy_with.append(new)
     return new
