@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from preceptor_trainer.publish import Proofs
+    from preceptor_trainer.train.training import Trained
+
+_FOLLOW_S = 600
+"""Seconds that the other processes of a training wait for the first to plan it."""
 
 
 class Workshop(NamedTuple):
@@ -64,6 +68,7 @@ def prepare(shop: Workshop, run: RunDir) -> preparing.Prepared:
 def plan(shop: Workshop, run: RunDir) -> Frozen:
     """Forecasts the training and refuses one that does not fit."""
     from preceptor_trainer.plan.forecast import load_config, make_plan, plan_table
+    from preceptor_trainer.train.training import training_rows
 
     hardware = detect_hardware()
     if hardware.device != run.spec.device:
@@ -71,12 +76,14 @@ def plan(shop: Workshop, run: RunDir) -> Frozen:
             f"Run {run.id!r} was prepared for {run.spec.device!r}, but this machine has {hardware.device!r}.",
             hint=f"Start a new run: preceptor-trainer run {run.spec.domain}",
         )
+    dataset, _ = _dataset(shop, run)
     plan = make_plan(
         load_config(run.spec.base_source),
         run.spec.recipe,
         run.result(Stage.PREPARE, preparing.Prepared),
         hardware,
         matrix_flops=matrix_rate(hardware.device),
+        rows=training_rows(dataset, run.spec.recipe),
     )
     shop.terminal.show(plan_table(plan, run.spec.recipe, hardware, run.spec.base_model.id))
     return plan
@@ -88,7 +95,8 @@ def train(shop: Workshop, run: RunDir) -> Frozen:
     from preceptor_trainer.train import training
 
     dataset, tokenizer = _dataset(shop, run)
-    trained = training.train(run, dataset, tokenizer, run.result(Stage.PLAN, Plan), shop.terminal)
+    planned = run.result(Stage.PLAN, Plan)
+    trained = training.train(run, dataset, tokenizer, planned, shop.terminal, reporters=shop.settings.reporters)
     metrics = trained.metrics
     shop.terminal.say(
         f"Trained {metrics.tokens:,} tokens in {metrics.seconds:.0f} s: {metrics.tokens_per_second:.0f} tokens/s "
@@ -96,7 +104,35 @@ def train(shop: Workshop, run: RunDir) -> Frozen:
         f"machine's float32 matrix rate of {trained.matrix_flops / 1e9:.0f} GFLOP/s, measured; "
         f"loss {metrics.first_loss:.3f} to {metrics.final_loss:.3f}."
     )
+    if trained.stopped_early:
+        shop.terminal.say(
+            f"Stopped after {metrics.steps} of {planned.steps} steps: the validation loss no longer fell."
+        )
+    if trained.validation_loss is not None:
+        shop.terminal.say(
+            f"Kept the weights of step {trained.weights_step}: validation loss {trained.validation_loss:.3f}."
+        )
     return trained
+
+
+def follow(shop: Workshop, run: RunDir) -> None:
+    """Trains beside the first process of `accelerate launch`, which does everything else.
+
+    Raises:
+        PreceptorError: The first process does not get as far as the training.
+    """
+    from preceptor_trainer.plan.forecast import Plan
+    from preceptor_trainer.train import training
+
+    end = time.monotonic() + _FOLLOW_S
+    while not run.is_done(Stage.PLAN):
+        if time.monotonic() > end:
+            raise PreceptorError(f"Run {run.id!r} was not planned within {_FOLLOW_S} s.", code="not_planned")
+        time.sleep(0.2)
+    if not run.is_done(Stage.TRAIN):
+        dataset, tokenizer = _dataset(shop, run)
+        planned = run.result(Stage.PLAN, Plan)
+        training.take_part(run, dataset, tokenizer, planned, shop.terminal, reporters=shop.settings.reporters)
 
 
 def publish(shop: Workshop, run: RunDir) -> Frozen:
@@ -106,6 +142,8 @@ def publish(shop: Workshop, run: RunDir) -> Frozen:
 
     settings, folder = shop.settings, folder_of(shop, run)
     trained = run.result(Stage.TRAIN, Trained)
+    if run.spec.recipe.method == "full":
+        return _publish_base(shop, run, trained)
     manifest = publishing.find_published(settings.adapters_dir, run)
     if manifest is None:
         proofs = _prove(shop, run, folder)
@@ -129,6 +167,17 @@ def publish(shop: Workshop, run: RunDir) -> Frozen:
         canary_separation=manifest.canary.separation,
         load_seconds=seconds,
     )
+
+
+def _publish_base(shop: Workshop, run: RunDir, trained: Trained) -> Frozen:
+    from preceptor_trainer.publish_base import write_base
+
+    published = write_base(shop.settings.base_models_dir, run, trained)
+    shop.terminal.say(
+        f"Wrote {published.folder}. To serve it, set BASE_MODEL={published.folder} and restart the engine. To examine "
+        f"it as served, then: preceptor-trainer exam {run.spec.domain} --served {run.spec.domain}:base"
+    )
+    return published
 
 
 def _prove(shop: Workshop, run: RunDir, folder: DomainFolder) -> Proofs:

@@ -52,6 +52,8 @@ def _settings(root: Path, base: Path) -> TrainerSettings:
         adapters_dir=root / "adapters",
         runs_dir=root / "runs",
         base_model=str(base),
+        base_models_dir=root / "base-models",
+        report_to="none",
         gateway_admin_key=SecretStr("k"),
     )
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from preceptor_trainer.ranks import is_follower
 from preceptor_trainer.runs import RunDir
 from preceptor_trainer.settings import load_settings
 from preceptor_trainer.stages import Workshop
@@ -18,7 +20,7 @@ BROKEN, BAD_INPUT, NOT_BETTER = 1, 2, 3
 DomainArgument = Annotated[str, typer.Argument(help="Name of a folder under DOMAINS_DIR.")]
 RunArgument = Annotated[str, typer.Argument(help="Name of a folder under RUNS_DIR.")]
 RecipeOption = Annotated[str | None, typer.Option(help="Recipe by name, or a .yaml file.")]
-MethodOption = Annotated[str | None, typer.Option(help="lora or qlora.")]
+MethodOption = Annotated[str | None, typer.Option(help="lora, qlora, lora-8bit or full.")]
 EpochsOption = Annotated[float | None, typer.Option(help="Passes over the records.")]
 StepsOption = Annotated[int | None, typer.Option("--max-steps", help="End training after so many steps.")]
 DataOption = Annotated[Path | None, typer.Option(help="JSONL records to train on in place of the domain's.")]
@@ -32,11 +34,11 @@ busy_with: list[RunDir] = []
 
 def open_shop() -> Workshop:
     """Reads the settings and opens the terminal."""
-    return Workshop(load_settings(), Terminal())
+    return Workshop(load_settings(), Terminal(Console(quiet=True) if is_follower() else None))
 
 
 def open_run(shop: Workshop, run_id: str) -> RunDir:
     """Opens a run by id and remembers it as the one that this process works on."""
-    opened = RunDir.open(shop.settings.runs_dir, run_id)
+    opened = RunDir.open(shop.settings.runs_dir, run_id, writes=not is_follower())
     busy_with.append(opened)
     return opened

@@ -54,6 +54,8 @@ class Plan(Frozen):
     matrix_flops: float
     """Measured float32 matrix rate of this machine, FLOP/s."""
     expected_seconds: float
+    gradient_checkpointing: bool = False
+    """Settled: whether activations are computed again in the backward pass."""
 
     @property
     def memory_total_bytes(self) -> int:
@@ -147,29 +149,46 @@ def estimate_memory(counts: Counts, recipe: Recipe, device: str, *, longest: int
 
 
 def make_plan(
-    config: PretrainedConfig, recipe: Recipe, prepared: Prepared, hardware: Hardware, *, matrix_flops: float
+    config: PretrainedConfig,
+    recipe: Recipe,
+    prepared: Prepared,
+    hardware: Hardware,
+    *,
+    matrix_flops: float,
+    rows: int | None = None,
 ) -> Plan:
     """Forecasts a training and refuses one that does not fit.
+
+    Args:
+        config: The base model's.
+        recipe: Resolved.
+        prepared: The records.
+        hardware: What is there.
+        matrix_flops: Measured, FLOP/s.
+        rows: Of one pass (`training.training_rows`); None: one a record.
 
     Raises:
         InvalidInput: The estimated peak exceeds the memory that is free, or a layer is missing.
     """
     counts = count_parameters(config, recipe)
-    steps = count_steps(prepared.dataset.records, recipe)
-    per_pass = count_steps(prepared.dataset.records, recipe.model_copy(update={"epochs": 1, "max_steps": None}))
-    tokens = round(prepared.dataset.tokens * steps / per_pass)
+    rows = prepared.dataset.records if rows is None else rows
+    steps = count_steps(rows, recipe)
+    per_pass = count_steps(rows, recipe.model_copy(update={"epochs": 1, "max_steps": None}))
+    tokens = round(prepared.dataset.tokens * (1 - recipe.validation_share) * steps / per_pass)
     # On a CPU each batch computes the prompts' common beginning once (answer_trainer).
     again = (recipe.batch_size - 1) * recipe.accumulation * max(0, prepared.lengths.shared - 1)
     computed = tokens - steps * again if hardware.device == "cpu" else tokens
     plan = Plan(
         base_parameters=counts.base,
-        trainable_parameters=counts.trainable,
+        trainable_parameters=counts.base if recipe.method == "full" else counts.trainable,
         steps=steps,
         tokens=tokens,
         memory_bytes=estimate_memory(counts, recipe, hardware.device, longest=prepared.lengths.longest),
         memory_available_bytes=hardware.memory_bytes,
         matrix_flops=matrix_flops,
         expected_seconds=4 * counts.base * computed / (matrix_flops * _EXPECTED_SHARE),
+        gradient_checkpointing=recipe.gradient_checkpointing == "on"
+        or (recipe.gradient_checkpointing == "auto" and hardware.device == "cuda"),
     )
     if plan.memory_total_bytes > plan.memory_available_bytes:
         raise InvalidInput(
