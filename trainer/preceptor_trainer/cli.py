@@ -14,7 +14,7 @@ import typer
 from preceptor_contracts.errors import InvalidInput, PreceptorError
 from typer.exceptions import TyperException
 
-from preceptor_trainer.commands import runs
+from preceptor_trainer.commands import planning, runs
 from preceptor_trainer.commands.options import BAD_INPUT, BROKEN, busy_with
 from preceptor_trainer.quiet import silence_libraries
 
@@ -27,7 +27,8 @@ app = typer.Typer(
 )
 
 for command in (
-    *(runs.run, runs.prepare, runs.plan, runs.train, runs.publish, runs.evaluate, runs.promote, runs.resume),
+    *(runs.run, runs.prepare, planning.plan, runs.train, runs.publish, runs.evaluate, runs.promote, runs.resume),
+    planning.recipes,
 ):
     app.command()(command)
 

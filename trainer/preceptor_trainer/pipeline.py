@@ -44,7 +44,7 @@ def start_run(shop: Workshop, domain: str, overrides: Overrides, *, data: Path |
     questions = preparing.read_exam(folder)
     hardware = detect_hardware()
     recipe = resolve_recipe(folder.domain.recipe, overrides, hardware, domain_epochs=folder.domain.epochs)
-    if recipe.rank > settings.engine_max_lora_rank:
+    if recipe.method != "full" and recipe.rank > settings.engine_max_lora_rank:
         raise InvalidInput(
             f"Recipe {recipe.name!r} has rank {recipe.rank}; the engine serves up to {settings.engine_max_lora_rank}.",
             code="rank_not_served",

@@ -18,7 +18,7 @@ BROKEN, BAD_INPUT, NOT_BETTER = 1, 2, 3
 DomainArgument = Annotated[str, typer.Argument(help="Name of a folder under DOMAINS_DIR.")]
 RunArgument = Annotated[str, typer.Argument(help="Name of a folder under RUNS_DIR.")]
 RecipeOption = Annotated[str | None, typer.Option(help="Recipe by name, or a .yaml file.")]
-MethodOption = Annotated[str | None, typer.Option(help="lora or qlora.")]
+MethodOption = Annotated[str | None, typer.Option(help="lora, qlora, lora-8bit or full.")]
 EpochsOption = Annotated[float | None, typer.Option(help="Passes over the records.")]
 StepsOption = Annotated[int | None, typer.Option("--max-steps", help="End training after so many steps.")]
 DataOption = Annotated[Path | None, typer.Option(help="JSONL records to train on in place of the domain's.")]
