@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
 
@@ -148,14 +149,13 @@ def card_for(count: int) -> str:
 
 
 def as_table(cells: Sequence[tuple[str, ...]]) -> Table:
-    """For a terminal."""
-    table = Table(title="Recipes", title_justify="left")
-    for at, name in enumerate(cells[0]):
-        table.add_column(
-            name, justify="right" if at in (3, 4, 6) else "left", overflow="fold", no_wrap=at not in (0, 1)
-        )
-    for row in cells[1:]:
-        table.add_row(*row)
+    """For a terminal of 80 columns."""
+    table = Table(title="Recipes, for the longest records that each allows", title_justify="left", box=SIMPLE)
+    for name in ("recipe, base model", "method", "trainable", "training", "serving"):
+        table.add_column(name, justify="left" if name in ("recipe, base model", "method") else "right")
+    for recipe, base, method, trainable, training, on, serving, served_on in cells[1:]:
+        name = f"{recipe}\n{base.rpartition('/')[2]}"
+        table.add_row(name, method, trainable, f"{training}\non {on}", f"{serving}\non {served_on}")
     return table
 
 
