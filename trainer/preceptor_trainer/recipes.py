@@ -25,6 +25,10 @@ _UNSERVABLE = {
     "bias": "a trained bias",
     "modules_to_save": "fully trained modules",
     "init_lora_weights": "a LoRA initialisation that alters the base model",
+    "loftq_config": "a LoRA initialisation that alters the base model",
+    "lora_bias": "a trained bias",
+    "alora_invocation_tokens": "an adapter that is on for part of a prompt",
+    "use_qalora": "QALoRA",
     "layer_replication": "layer replication",
     "trainable_token_indices": "trained token embeddings",
 }

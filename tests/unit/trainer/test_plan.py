@@ -66,10 +66,15 @@ def test_packed_rows_hold_several_records(tiny_base: Path) -> None:
 def test_a_training_that_does_not_fit_is_refused_with_a_way_out(tiny_base: Path) -> None:
     assert _plan(tiny_base).fits
     refuse_misfit(_plan(tiny_base), _hardware())
-    with pytest.raises(InvalidInput) as caught:
-        refuse_misfit(_plan(tiny_base, 1_000_000), _hardware(1_000_000))
+    # By its activations alone; the process that they come on top of does fit.
+    tight = _plan(tiny_base).memory_total_bytes - 1000
+    with pytest.raises(InvalidInput, match=r"0\.9 GB of memory") as caught:
+        refuse_misfit(_plan(tiny_base, tight, gradient_checkpointing="off"), _hardware(tight))
     assert caught.value.code == "memory_exceeded"
     assert "batch_size" in caught.value.hint
+    with pytest.raises(InvalidInput) as caught:
+        refuse_misfit(_plan(tiny_base, 1_000_000), _hardware(1_000_000))
+    assert "No batch is small enough: 0.9 GB" in caught.value.hint
 
 
 def test_checkpointing_is_on_only_where_memory_would_not_suffice_without_it(tiny_base: Path) -> None:

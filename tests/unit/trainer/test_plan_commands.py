@@ -199,9 +199,9 @@ def test_the_ranks_are_those_of_the_engines_setting() -> None:
     from preceptor_engine.settings import EngineSettings
 
     for rank in ENGINE_RANKS:
-        assert EngineSettings(_env_file=None, max_lora_rank=rank).max_lora_rank == rank  # type: ignore[arg-type]
+        assert EngineSettings(_env_file=None, max_lora_rank=rank).max_lora_rank == rank
     with pytest.raises(ValueError, match="max_lora_rank"):
-        EngineSettings(_env_file=None, max_lora_rank=24)  # type: ignore[arg-type]
+        EngineSettings(_env_file=None, max_lora_rank=24)
 
 
 def test_tokens_by_bytes_are_marked_and_not_far_off(settings: TrainerSettings) -> None:

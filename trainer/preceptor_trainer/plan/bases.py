@@ -67,7 +67,7 @@ def load_config(source: str) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(source)
+        config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
         raise PrerequisiteError(
@@ -89,7 +89,7 @@ def read_config(path: Path) -> PretrainedConfig:
     if not file.is_file():
         raise InvalidInput(f"{file} does not exist.", hint="Name a base model's config.json or the folder it lies in.")
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(str(file))
+        config: PretrainedConfig = AutoConfig.from_pretrained(str(file), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         first = str(error).strip().partition("\n")[0]
         raise InvalidInput(

@@ -210,8 +210,18 @@ def refuse_misfit(plan: Plan, hardware: Hardware) -> None:
             f"Training needs about {gigabytes(plan.memory_total_bytes)} of memory, "
             f"but only {gigabytes(plan.memory_available_bytes)} are free on {hardware.name}.",
             code="memory_exceeded",
-            hint="Lower batch_size in the recipe (and raise accumulation), or take --method qlora.",
+            hint=_way_out(plan),
         )
+
+
+def _way_out(plan: Plan) -> str:
+    by_batch = sum(plan.memory_bytes.get(part, 0) for part in ("activations", "scores over the vocabulary"))
+    fixed = plan.memory_total_bytes - by_batch
+    ways = [] if "quantisation state" in plan.memory_bytes else ["take --method qlora"]
+    if fixed < plan.memory_available_bytes:
+        return f"{' or '.join(['Lower batch_size in the recipe (and raise accumulation)', *ways])}."
+    ways.append("take a smaller base model or a larger GPU")
+    return f"No batch is small enough: {gigabytes(fixed)} do not depend on it. {' or '.join(ways).capitalize()}."
 
 
 def gigabytes(count: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +42,8 @@ class _InOrder(AnswerTrainer):
     """Takes the rows as they come."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # type: ignore[override]
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+        del train_dataset
+        return SequentialSampler(self._lengths)
 
 
 class _Stopwatch(TrainerCallback):
@@ -50,7 +52,7 @@ class _Stopwatch(TrainerCallback):
         self._started = 0.0
         self.seconds: list[float] = []
         self.tokens: list[int] = []
-        self.seen = lambda: 0
+        self.seen: Callable[[], int] = lambda: 0
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

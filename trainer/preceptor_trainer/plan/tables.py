@@ -121,7 +121,7 @@ class RecipeRow(NamedTuple):
 
 def recipe_rows(rows: Sequence[RecipeRow]) -> list[tuple[str, ...]]:
     """The cells of the hardware table, header first."""
-    header = ("recipe", "base model", "method", "trainable", "training", "fits in", "serving", "fits in")
+    header: tuple[str, ...] = ("recipe", "base model", "method", "trainable", "training", "fits in", "serving", "fits in")
     return [header] + [
         (
             row.recipe.name,
