@@ -121,20 +121,18 @@ class RecipeRow(NamedTuple):
 
 def recipe_rows(rows: Sequence[RecipeRow]) -> list[tuple[str, ...]]:
     """The cells of the hardware table, header first."""
-    header: tuple[str, ...] = ("recipe", "base model", "method", "trainable", "training", "fits in", "serving", "fits in")
-    return [header] + [
-        (
-            row.recipe.name,
-            row.recipe.base_model,
-            row.recipe.method,
-            f"{row.trainable:,}",
-            gigabytes(row.training_bytes),
-            card_for(row.training_bytes),
-            gigabytes(row.serving_bytes),
-            card_for(row.serving_bytes),
-        )
-        for row in rows
+    cells: list[tuple[str, ...]] = [
+        ("recipe", "base model", "method", "trainable", "training", "fits in", "serving", "fits in")
     ]
+    for row in rows:
+        training, serving = row.training_bytes, row.serving_bytes
+        cells.append(
+            (
+                *(row.recipe.name, row.recipe.base_model, row.recipe.method, f"{row.trainable:,}"),
+                *(gigabytes(training), card_for(training), gigabytes(serving), card_for(serving)),
+            )
+        )
+    return cells
 
 
 CARDS_GB = (8, 12, 16, 24, 32, 48, 80, 141)
