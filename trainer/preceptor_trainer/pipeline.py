@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from preceptor_contracts.base_models import base_model_source, identify_base_model
@@ -75,12 +76,17 @@ def start_run(shop: Workshop, domain: str, overrides: Overrides, *, data: Path |
     return run
 
 
+def last_stage(run: RunDir) -> Stage:
+    """Where a run ends: all weights make a new base model, which the engine must be restarted for."""
+    return Stage.PUBLISH if run.spec.recipe.method == "full" else Stage.PROMOTE
+
+
 def go_on(shop: Workshop, run: RunDir, *, last: Stage) -> None:
     """Runs every stage that is not finished, up to `last`."""
     for stage, work in STAGES.items():
         if not run.is_done(stage):
             run_stage(shop, run, stage, work)
-        if stage is last:
+        if stage in (last, last_stage(run)):
             return
 
 
@@ -90,7 +96,9 @@ def run_stage(shop: Workshop, run: RunDir, stage: Stage, work: Callable[[Worksho
     try:
         result = work(shop, run)
     except PreceptorError as error:
-        run.record(stage, "failed", message=error.message, code=error.code, hint=error.hint)
+        # On a full disk the sentence matters more than the event.
+        with suppress(OSError):
+            run.record(stage, "failed", message=error.message, code=error.code, hint=error.hint)
         raise
     run.finish(stage, result)
 
@@ -99,9 +107,15 @@ def redo(shop: Workshop, run: RunDir, stage: Stage) -> None:
     """Runs one stage again, or for the first time.
 
     Raises:
-        InvalidInput: The stage before it has not finished.
+        InvalidInput: The stage before it has not finished, or the run has no such stage.
     """
     order = list(STAGES)
+    if order.index(stage) > order.index(last_stage(run)):
+        raise InvalidInput(
+            f"Run {run.id!r} trains all weights, so it ends with stage {last_stage(run).value!r}.",
+            code="stage_missing",
+            hint=f"Serve what it made, then: preceptor-trainer exam {run.spec.domain} --served {run.spec.domain}:base",
+        )
     for earlier in order[: order.index(stage)]:
         if not run.is_done(earlier):
             raise InvalidInput(

@@ -95,6 +95,11 @@ class Recipe(Frozen):
     """Steps between progress events."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 7
 
+    @property
+    def is_quantised(self) -> bool:
+        """True where the base weights are held in fewer bits than they are computed in."""
+        return self.method in ("qlora", "lora-8bit")
+
     @model_validator(mode="before")
     @classmethod
     def _servable(cls, values: object) -> object:
@@ -195,5 +200,10 @@ def resolve_recipe(
     if dtype == "float16" and hardware.device == "cpu":
         raise InvalidInput(
             "dtype 'float16' needs a CUDA device.", hint="Set dtype to 'auto' or 'float32' in the recipe."
+        )
+    if merged.optimizer.startswith("paged") and hardware.device == "cpu":
+        raise InvalidInput(
+            f"optimizer {merged.optimizer!r} needs a CUDA device.",
+            hint="Set optimizer to 'auto' or 'adamw' in the recipe.",
         )
     return parse(TypeAdapter(Recipe), {**merged.model_dump(), "method": method, "dtype": dtype}, where="recipe")

@@ -91,11 +91,18 @@ def new_run_id(domain: str) -> str:
 
 
 class RunDir:
-    """One run on disk. Stage completion is read from the events, never kept beside them."""
+    """One run on disk. Stage completion is read from the events, never kept beside them.
 
-    def __init__(self, path: Path, spec: RunSpec) -> None:
+    Args:
+        path: Its folder.
+        spec: Its `spec.json`.
+        writes: False in processes that only train beside the one that keeps the run.
+    """
+
+    def __init__(self, path: Path, spec: RunSpec, *, writes: bool = True) -> None:
         self.path = path
         self.spec = spec
+        self.writes = writes
 
     @classmethod
     def create(cls, root: Path, spec: RunSpec, dataset: str) -> RunDir:
@@ -120,7 +127,7 @@ class RunDir:
         return cls(path, spec)
 
     @classmethod
-    def open(cls, root: Path, run_id: str) -> RunDir:
+    def open(cls, root: Path, run_id: str, *, writes: bool = True) -> RunDir:
         """Opens a run by id.
 
         Raises:
@@ -133,7 +140,7 @@ class RunDir:
             raise InvalidInput(
                 f"There is no run {run_id!r} in {root}.", code="unknown_run", hint=f"Newest runs: {newest}."
             )
-        return cls(path, read_json(path / "spec.json", RunSpec))
+        return cls(path, read_json(path / "spec.json", RunSpec), writes=writes)
 
     @property
     def id(self) -> str:
@@ -150,8 +157,15 @@ class RunDir:
         """The trained weights, before they are published; there only when whole."""
         return self.path / "adapter"
 
+    @property
+    def weights(self) -> Path:
+        """The same after method `full`: a whole base model."""
+        return self.path / "weights"
+
     def record(self, stage: Stage, event: str, **fields: JsonValue) -> None:
         """Appends one line and flushes it."""
+        if not self.writes:
+            return
         line = {"time": datetime.now(UTC).isoformat(), "stage": stage.value, "event": event, **fields}
         text = json.dumps(line, ensure_ascii=False) + "\n"
         path = self.path / "events.jsonl"

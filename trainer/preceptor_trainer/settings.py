@@ -7,8 +7,11 @@ from typing import Annotated
 
 from preceptor_contracts.base_models import EMBEDDED
 from preceptor_contracts.errors import InvalidInput, PrerequisiteError
-from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError
+from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+REPORTERS = ("tensorboard", "wandb", "mlflow")
+"""What training metrics can be sent to; names of their packages, and transformers' names for them."""
 
 
 class TrainerSettings(BaseSettings):
@@ -41,6 +44,22 @@ class TrainerSettings(BaseSettings):
     """Bearer key with scope `admin`; needed only by stages that talk to the gateway. `make setup` writes it."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     """Exam questions asked at once."""
+
+    report_to: str = "tensorboard"
+    """Where metrics go beside the run's events: `tensorboard`, `wandb`, `mlflow`, several with commas, or `none`."""
+
+    @property
+    def reporters(self) -> tuple[str, ...]:
+        """The names in `report_to`."""
+        return () if self.report_to == "none" else tuple(name.strip() for name in self.report_to.split(","))
+
+    @field_validator("report_to")
+    @classmethod
+    def _are_reporters(cls, text: str) -> str:
+        names = [name.strip() for name in text.split(",")]
+        if names != ["none"] and (unknown := [name for name in names if name not in REPORTERS]):
+            raise ValueError(f"{unknown[0]!r} is none of {', '.join(REPORTERS)}; or say none")
+        return text.strip()
 
     def admin_key(self) -> str:
         """Returns the gateway's admin key.

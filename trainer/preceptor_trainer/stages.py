@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from preceptor_trainer.publish import Proofs
+    from preceptor_trainer.train.training import Trained
+
+_FOLLOW_S = 600
+"""Seconds that the other processes of a training wait for the first to plan it."""
 
 
 class Workshop(NamedTuple):
@@ -76,7 +80,7 @@ def plan(
     from preceptor_trainer.plan.forecast import Question, load_config, make_plan, refuse_misfit
     from preceptor_trainer.plan.servability import Place
     from preceptor_trainer.plan.tables import plan_view
-    from preceptor_trainer.plan.workload import of_prepared
+    from preceptor_trainer.plan.workload import of_dataset
 
     hardware, spec = detect_hardware(), run.spec
     if hardware.device != spec.device:
@@ -90,16 +94,12 @@ def plan(
         matrix_flops=matrix_rate(hardware.device),
         price_per_hour=price_per_hour,
     )
-    workload = of_prepared(run.result(Stage.PREPARE, preparing.Prepared), spec.recipe)
-    plan = make_plan(load_config(spec.base_source), spec.recipe, workload, hardware, question)
+    dataset, tokenizer = _dataset(shop, run)
+    plan = make_plan(load_config(spec.base_source), spec.recipe, of_dataset(dataset, spec.recipe), hardware, question)
     if probed and plan.fits:
         from preceptor_trainer.plan.probe import probe
 
-        dataset, tokenizer = _dataset(shop, run)
-        checkpointing = plan.gradient_checkpointing
-        plan = plan.timed_by(
-            probe(spec.base_source, spec.recipe, spec.device, dataset, tokenizer, checkpointing=checkpointing)
-        )
+        plan = plan.timed_by(probe(spec, dataset, tokenizer, checkpointing=plan.gradient_checkpointing))
     shop.terminal.show(plan_view(plan, spec.recipe, hardware, spec.base_model.id, in_full=in_full))
     refuse_misfit(plan, hardware)
     return plan
@@ -111,7 +111,8 @@ def train(shop: Workshop, run: RunDir) -> Frozen:
     from preceptor_trainer.train import training
 
     dataset, tokenizer = _dataset(shop, run)
-    trained = training.train(run, dataset, tokenizer, run.result(Stage.PLAN, Plan), shop.terminal)
+    planned = run.result(Stage.PLAN, Plan)
+    trained = training.train(run, dataset, tokenizer, planned, shop.terminal, reporters=shop.settings.reporters)
     metrics = trained.metrics
     shop.terminal.say(
         f"Trained {metrics.tokens:,} tokens in {metrics.seconds:.0f} s: {metrics.tokens_per_second:.0f} tokens/s "
@@ -119,7 +120,35 @@ def train(shop: Workshop, run: RunDir) -> Frozen:
         f"machine's float32 matrix rate of {trained.matrix_flops / 1e9:.0f} GFLOP/s, measured; "
         f"loss {metrics.first_loss:.3f} to {metrics.final_loss:.3f}."
     )
+    if trained.stopped_early:
+        shop.terminal.say(
+            f"Stopped after {metrics.steps} of {planned.steps} steps: the validation loss no longer fell."
+        )
+    if trained.validation_loss is not None:
+        shop.terminal.say(
+            f"Kept the weights of step {trained.weights_step}: validation loss {trained.validation_loss:.3f}."
+        )
     return trained
+
+
+def follow(shop: Workshop, run: RunDir) -> None:
+    """Trains beside the first process of `accelerate launch`, which does everything else.
+
+    Raises:
+        PreceptorError: The first process does not get as far as the training.
+    """
+    from preceptor_trainer.plan.forecast import Plan
+    from preceptor_trainer.train import training
+
+    end = time.monotonic() + _FOLLOW_S
+    while not run.is_done(Stage.PLAN):
+        if time.monotonic() > end:
+            raise PreceptorError(f"Run {run.id!r} was not planned within {_FOLLOW_S} s.", code="not_planned")
+        time.sleep(0.2)
+    if not run.is_done(Stage.TRAIN):
+        dataset, tokenizer = _dataset(shop, run)
+        planned = run.result(Stage.PLAN, Plan)
+        training.take_part(run, dataset, tokenizer, planned, shop.terminal, reporters=shop.settings.reporters)
 
 
 def publish(shop: Workshop, run: RunDir) -> Frozen:
@@ -129,6 +158,8 @@ def publish(shop: Workshop, run: RunDir) -> Frozen:
 
     settings, folder = shop.settings, folder_of(shop, run)
     trained = run.result(Stage.TRAIN, Trained)
+    if run.spec.recipe.method == "full":
+        return _publish_base(shop, run, trained)
     manifest = publishing.find_published(settings.adapters_dir, run)
     if manifest is None:
         proofs = _prove(shop, run, folder)
@@ -152,6 +183,17 @@ def publish(shop: Workshop, run: RunDir) -> Frozen:
         canary_separation=manifest.canary.separation,
         load_seconds=seconds,
     )
+
+
+def _publish_base(shop: Workshop, run: RunDir, trained: Trained) -> Frozen:
+    from preceptor_trainer.publish_base import write_base
+
+    published = write_base(shop.settings.base_models_dir, run, trained)
+    shop.terminal.say(
+        f"Wrote {published.folder}. To serve it, set BASE_MODEL={published.folder} and restart the engine. To examine "
+        f"it as served, then: preceptor-trainer exam {run.spec.domain} --served {run.spec.domain}:base"
+    )
+    return published
 
 
 def _prove(shop: Workshop, run: RunDir, folder: DomainFolder) -> Proofs:

@@ -50,7 +50,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
         raise PrerequisiteError(
-            f"The tokenizer of base model {source!r} cannot be loaded: {first}",
+            f"Base model {source!r} is neither a folder of one nor a Hugging Face id that can be had: {first}",
             hint="Check BASE_MODEL; run `make setup` for the embedded one.",
         ) from error
     if not tokenizer.chat_template:

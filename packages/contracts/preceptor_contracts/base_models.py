@@ -40,7 +40,7 @@ def identify_base_model(setting: str, root: Path, *, hub_revision: str = "") -> 
         hub_revision: The commit, where `setting` is a Hugging Face id.
 
     Raises:
-        PrerequisiteError: The embedded base model was not materialised.
+        PrerequisiteError: The embedded base model was not materialised, or the folder holds none.
     """
     source = Path(base_model_source(setting, root))
     if setting == EMBEDDED and not is_materialised(root):
@@ -51,5 +51,7 @@ def identify_base_model(setting: str, root: Path, *, hub_revision: str = "") -> 
     if (source / IDENTITY).is_file():
         return read_json(source / IDENTITY, BaseModelIdentity)
     if source.is_dir():
+        if not (source / "config.json").is_file():
+            raise PrerequisiteError(f"{str(source)!r} holds no config.json.", hint="Check BASE_MODEL.")
         return BaseModelIdentity(id=source.name, revision=sha256_file(source / "config.json"))
     return BaseModelIdentity(id=setting, revision=hub_revision)

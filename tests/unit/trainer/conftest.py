@@ -41,6 +41,8 @@ def settings(tmp_path: Path, tiny_base: Path) -> TrainerSettings:
         adapters_dir=tmp_path / "adapters",
         runs_dir=tmp_path / "runs",
         base_model=str(tiny_base),
+        base_models_dir=tmp_path / "base-models",
+        report_to="none",
         gateway_admin_key=SecretStr("k"),
     )
 

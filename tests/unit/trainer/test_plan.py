@@ -4,21 +4,17 @@ from pathlib import Path
 
 import pytest
 from preceptor_contracts.errors import InvalidInput
-from preceptor_contracts.manifest import DatasetSummary
 from preceptor_trainer.hardware import Hardware, free_memory, matrix_rate
 from preceptor_trainer.plan.bases import load_config
 from preceptor_trainer.plan.forecast import Measured, Plan, Question, count_steps, make_plan, refuse_misfit
 from preceptor_trainer.plan.servability import Place
-from preceptor_trainer.plan.workload import of_prepared
-from preceptor_trainer.prepare.dataset import Lengths, Prepared
+from preceptor_trainer.plan.workload import Workload
 from preceptor_trainer.recipes import Recipe
+from preceptor_trainer.train.batches import count_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries, on import
 
-PREPARED = Prepared(
-    dataset=DatasetSummary(sha256="0" * 64, records=10, tokens=500, topics={"a": 10}, duplicates_removed=0),
-    lengths=Lengths(shortest=40, median=50, longest=60, answer_tokens=30, shared=1),
-)
+LENGTHS = [50] * 8 + [40, 60]
 ROOMY = 8_000_000_000
 
 
@@ -27,10 +23,14 @@ def _recipe(**changes: object) -> Recipe:
     return Recipe.model_validate(values)
 
 
+def _workload(recipe: Recipe) -> Workload:
+    return Workload(count_rows(LENGTHS, recipe), sum(LENGTHS), max(LENGTHS), shared=1, answer=3)
+
+
 def _plan(base: Path, memory: int = ROOMY, *, price: float | None = None, **changes: object) -> Plan:
     recipe = _recipe(**changes)
     question = Question("tiny-llama", Place("tiny-llama", 16, "cpu"), matrix_flops=1e9, price_per_hour=price)
-    return make_plan(load_config(str(base)), recipe, of_prepared(PREPARED, recipe), _hardware(memory), question)
+    return make_plan(load_config(str(base)), recipe, _workload(recipe), _hardware(memory), question)
 
 
 def _hardware(memory: int = ROOMY) -> Hardware:
@@ -50,12 +50,6 @@ def _hardware(memory: int = ROOMY) -> Hardware:
 )
 def test_steps_are_counted_as_the_trainer_does(changes: dict[str, object], steps: int) -> None:
     assert count_steps(10, _recipe(**changes)) == steps
-
-
-def test_what_is_held_out_is_not_trained_on(tiny_base: Path) -> None:
-    assert (_plan(tiny_base).steps, _plan(tiny_base).tokens) == (6, 1000)
-    held_out = _plan(tiny_base, validation_share=0.2)
-    assert (held_out.steps, held_out.tokens) == (4, 800)
 
 
 def test_packed_rows_hold_several_records(tiny_base: Path) -> None:

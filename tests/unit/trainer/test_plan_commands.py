@@ -222,17 +222,30 @@ def test_bitsandbytes_serving_is_refused_with_what_takes_its_place(tmp_path: Pat
         load_recipe(str(path))
 
 
-def test_probe_rows_begin_with_the_longest_and_stay_around_the_median() -> None:
-    from preceptor_trainer.plan.probe import probe_rows
-    from preceptor_trainer.tokens import TokenisedExample
+def test_the_probe_begins_with_the_longest_and_stays_around_the_median() -> None:
+    from preceptor_trainer.plan.probe import probe_passes
 
-    def lengths(count: int, step: int) -> list[int]:
-        rows = tuple(TokenisedExample(str(at), [0] * at, [0]) for at in range(count))
-        return [len(row.prompt_ids) for row in probe_rows(rows, step)]
+    def lengths(count: int, **changes: object) -> list[list[int]]:
+        recipe = _recipe(batch_size=2, **changes)
+        return [[sum(row) for row in rows] for rows in probe_passes(list(range(count)), recipe)]
 
-    assert lengths(101, 2) == [100, 99, 52, 51, 50, 49]
-    assert lengths(3, 2) == [2, 1, 2, 1, 0, 2]
-    assert lengths(1, 2) == [0] * 6
+    assert lengths(101) == [[100, 99], [52, 51], [50, 49]]
+    assert len(lengths(101, accumulation=2)) == 6
+    assert lengths(3) == [[2, 1], [2, 1], [0, 2]]
+    assert lengths(1) == [[0, 0]] * 3
+    assert len(lengths(20, batching="packed", max_length=100)) == 3
+
+
+@pytest.mark.parametrize("changes", [{"validation_share": 0.3}, {"batching": "packed"}, {"method": "full"}])
+def test_a_plan_counts_the_steps_that_training_makes(
+    tmp_path: Path, settings: TrainerSettings, changes: dict[str, object]
+) -> None:
+    path = str(write_recipe(tmp_path / "tiny.yaml", **changes))
+    assert cli.main(["plan", "plants", "--recipe", path]) == 0
+    (run,) = _runs(settings)
+    assert cli.main(["resume", run.id, "--no-promote"]) in (0, 3)
+    steps = {event.number("steps") for event in run.events(Stage.TRAIN, "progress")}
+    assert steps == {run.result(Stage.PLAN, Plan).steps}
 
 
 def test_full_is_planned_and_makes_a_run_whatever_the_engines_rank(

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from preceptor_trainer.ranks import is_follower
 from preceptor_trainer.runs import RunDir
 from preceptor_trainer.settings import load_settings
 from preceptor_trainer.stages import Workshop
@@ -32,11 +34,11 @@ busy_with: list[RunDir] = []
 
 def open_shop() -> Workshop:
     """Reads the settings and opens the terminal."""
-    return Workshop(load_settings(), Terminal())
+    return Workshop(load_settings(), Terminal(Console(quiet=True) if is_follower() else None))
 
 
 def open_run(shop: Workshop, run_id: str) -> RunDir:
     """Opens a run by id and remembers it as the one that this process works on."""
-    opened = RunDir.open(shop.settings.runs_dir, run_id)
+    opened = RunDir.open(shop.settings.runs_dir, run_id, writes=not is_follower())
     busy_with.append(opened)
     return opened

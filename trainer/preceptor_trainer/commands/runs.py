@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from preceptor_contracts.errors import InvalidInput
 from preceptor_contracts.report import Verdict
 
 from preceptor_trainer import pipeline
@@ -22,9 +23,10 @@ from preceptor_trainer.commands.options import (
     busy_with,
     open_run,
 )
+from preceptor_trainer.ranks import is_follower, ranks
 from preceptor_trainer.recipes import Overrides
 from preceptor_trainer.runs import RunDir, Stage
-from preceptor_trainer.stages import Evaluated, Promoted, Workshop
+from preceptor_trainer.stages import Evaluated, Promoted, Workshop, follow
 
 
 def run(
@@ -42,7 +44,8 @@ def run(
     shop.settings.admin_key()
     new = _start(shop, domain, _overrides(recipe, method, epochs, max_steps, seed), data)
     with new.exclusive():
-        pipeline.check_gateway(shop, new)
+        if pipeline.last_stage(new) is Stage.PROMOTE:
+            pipeline.check_gateway(shop, new)
         return _finish(shop, new, last=Stage.PROMOTE if promote else Stage.EVALUATE)
 
 
@@ -91,6 +94,9 @@ def resume(run_id: RunArgument, promote: PromoteOption = True) -> int:
     """Goes on with a run at its first unfinished stage; training goes on from its last checkpoint."""
     shop = options.open_shop()
     opened = open_run(shop, run_id)
+    if is_follower():
+        follow(shop, opened)
+        return 0
     with opened.exclusive():
         return _finish(shop, opened, last=Stage.PROMOTE if promote else Stage.EVALUATE)
 
@@ -102,6 +108,11 @@ def _overrides(
 
 
 def _start(shop: Workshop, domain: str, overrides: Overrides, data: Path | None) -> RunDir:
+    if ranks() > 1:
+        raise InvalidInput(
+            "Several processes can only go on with a run that is there already.",
+            hint=f"First `preceptor-trainer plan {domain}` without a launcher, then `resume` its run under it.",
+        )
     new = pipeline.start_run(shop, domain, overrides, data=data)
     busy_with.append(new)
     return new
@@ -127,6 +138,9 @@ def _redo(run_id: str, stage: Stage) -> int:
 
 
 def _finish(shop: Workshop, of: RunDir, *, last: Stage) -> int:
+    if pipeline.last_stage(of) is not Stage.PROMOTE:
+        pipeline.go_on(shop, of, last=last)
+        return 0
     was_promoted = of.is_done(Stage.PROMOTE)
     pipeline.go_on(shop, of, last=last)
     if was_promoted:

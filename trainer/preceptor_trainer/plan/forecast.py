@@ -112,13 +112,6 @@ class Question(NamedTuple):
     price_per_hour: float | None = None
 
 
-def rows_of(workload: Workload, recipe: Recipe) -> int:
-    """Rows of one pass: the records, or, where they are packed, at least as many as their tokens fill."""
-    if recipe.batching == "packed":
-        return math.ceil(workload.tokens / recipe.max_length)
-    return workload.records
-
-
 def count_steps(rows: int, recipe: Recipe) -> int:
     """Counts optimizer steps as transformers' Trainer does."""
     batches = math.ceil(rows / recipe.batch_size)
@@ -143,17 +136,17 @@ def make_plan(
         InvalidInput: The base model lacks a targeted layer.
     """
     counts = count_parameters(config, recipe)
-    rows = rows_of(workload, recipe)
-    steps = count_steps(rows, recipe)
-    per_pass = count_steps(rows, recipe.model_copy(update={"epochs": 1, "max_steps": None}))
+    steps = count_steps(workload.rows, recipe)
+    per_pass = count_steps(workload.rows, recipe.model_copy(update={"epochs": 1, "max_steps": None}))
     tokens = round(workload.tokens * steps / per_pass)
-    batch = Batch(min(recipe.batch_size, rows), workload.longest, workload.shared, workload.answer)
+    batch = Batch(min(recipe.batch_size, workload.rows), workload.longest, workload.shared, workload.answer)
     if recipe.batching == "packed":
         batch = Batch(batch.records, recipe.max_length)
     checkpointing = needs_checkpointing(counts, recipe, hardware, batch)
     expected = None
     if question.matrix_flops is not None:
-        computed = _computed(workload, recipe, hardware.device, steps=steps, tokens=tokens)
+        is_shared = hardware.device == "cpu" and recipe.batching == "length" and not checkpointing
+        computed = _less_shared(workload, recipe, steps=steps, tokens=tokens) if is_shared else tokens
         flops = _products(recipe, checkpointing=checkpointing) * counts.base * computed
         expected = flops / (question.matrix_flops * _EXPECTED_SHARE)
     return Plan(
@@ -234,9 +227,7 @@ def _products(recipe: Recipe, *, checkpointing: bool) -> int:
     return 4 + (2 if recipe.method == "full" else 0) + (2 if checkpointing else 0)
 
 
-def _computed(workload: Workload, recipe: Recipe, device: str, *, steps: int, tokens: int) -> int:
-    """Tokens that are computed: on a CPU each batch computes the prompts' common beginning once (answer_trainer)."""
-    if device != "cpu" or recipe.batching == "packed":
-        return tokens
+def _less_shared(workload: Workload, recipe: Recipe, *, steps: int, tokens: int) -> int:
+    """Tokens that are computed where each batch computes the prompts' common beginning once (answer_trainer)."""
     again = (recipe.batch_size - 1) * recipe.accumulation * max(0, workload.shared - 1)
     return max(0, tokens - steps * again)

@@ -17,8 +17,10 @@ _ADAPTERS, _CONTEXT = 2, 2048
 
 def hardware_table(device: Literal["cuda", "cpu"]) -> list[tuple[str, ...]]:
     """Makes the cells of the table, header first, for records as long as each recipe allows."""
-    names = [path.stem for path in sorted(recipes_dir().glob("*.yaml")) if load_recipe(path.stem).base_model]
-    return recipe_rows([_row(name, device) for name in names])
+    shipped = [load_recipe(path.stem) for path in sorted(recipes_dir().glob("*.yaml"))]
+    # Paged optimizers are for GPUs.
+    fitting = [one for one in shipped if device == "cuda" or not one.optimizer.startswith("paged")]
+    return recipe_rows([_row(one.name, device) for one in fitting if one.base_model])
 
 
 def _row(name: str, device: Literal["cuda", "cpu"]) -> RecipeRow:

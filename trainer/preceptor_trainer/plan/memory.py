@@ -17,7 +17,7 @@ Source: QLoRA paper (arXiv:2305.14314), section 3, and bitsandbytes' defaults.
 _NF4_TABLES = (16 + 256 + 1) * 4
 """Bytes a layer: the 16 values of NF4, the 256 of the scales, and the scales' mean, float32 each."""
 _TRAINED_BYTES = 4
-"""Trained weights and their gradients are float32 whatever the recipe computes in (training._float32_adapter)."""
+"""Trained weights and their gradients are float32 whatever the recipe computes in (train/weights.py)."""
 _OPTIMIZER_BYTES = {"adamw": 8.0, "paged-adamw-32bit": 8.0, "paged-adamw-8bit": 2 + 8 / 256}
 """Of one trained weight: two moments in float32, or two bytes and two float32 scales for 256 weights (bitsandbytes)."""
 _SCORED = 1024
@@ -66,6 +66,9 @@ def estimate_memory(counts: Counts, recipe: Recipe, device: str, batch: Batch, *
     """
     size = BYTES[recipe.dtype]
     is_full = recipe.method == "full"
+    if checkpointing:
+        # Recomputing drops the cache that a common beginning lies in.
+        batch = batch._replace(shared=0)
     parts: Parts = {"base weights": _stored(counts, recipe)}
     if state := _quantisation_state(counts, recipe):
         parts["quantisation state"] = state

@@ -5,14 +5,12 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from datasets import Dataset as Table
-from peft import LoraConfig
 from preceptor_contracts.errors import InvalidInput
-from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -27,23 +25,16 @@ from preceptor_trainer.plan.forecast import Measured
 from preceptor_trainer.prepare.dataset import Dataset
 from preceptor_trainer.quiet import silence_transformers
 from preceptor_trainer.recipes import Recipe
+from preceptor_trainer.runs import RunSpec
 from preceptor_trainer.train.answer_trainer import AnswerTrainer
-from preceptor_trainer.train.training import load_base
-
-if TYPE_CHECKING:
-    from preceptor_trainer.tokens import TokenisedExample
+from preceptor_trainer.train.arguments import optimizer_name
+from preceptor_trainer.train.batches import Row, RowLoader, StepBatches
+from preceptor_trainer.train.memory import is_out_of_memory
+from preceptor_trainer.train.training import split
+from preceptor_trainer.train.weights import float32_trainable, load_base, lora
 
 STEPS = 3
 """The first on the longest records, which needs the most memory and warms up; then two on median ones, timed."""
-_IGNORED = -100
-
-
-class _InOrder(AnswerTrainer):
-    """Takes the rows as they come."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # type: ignore[override]
-        del train_dataset
-        return SequentialSampler(self._lengths)
 
 
 class _Stopwatch(TrainerCallback):
@@ -69,21 +60,11 @@ class _Stopwatch(TrainerCallback):
         return time.perf_counter()
 
 
-def probe(
-    source: str,
-    recipe: Recipe,
-    device: str,
-    dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    checkpointing: bool,
-) -> Measured:
+def probe(spec: RunSpec, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, checkpointing: bool) -> Measured:
     """Trains three steps and throws the result away.
 
     Args:
-        source: Folder or Hugging Face id of the weights.
-        recipe: Resolved.
-        device: `cpu` or `cuda`.
+        spec: Of the run whose training is measured.
         dataset: The run's.
         tokenizer: The base model's.
         checkpointing: As the plan settled it.
@@ -92,23 +73,29 @@ def probe(
         InvalidInput: The memory does not suffice.
     """
     silence_transformers()
-    rows = probe_rows(dataset.tokenised, recipe.batch_size * recipe.accumulation)
-    watch = _Stopwatch(device)
+    recipe, examples = spec.recipe, split(dataset, spec.recipe).training
+    packed, pad_id = recipe.batching == "packed", int(tokenizer.pad_token_id or tokenizer.eos_token_id)
+    passes = probe_passes([example.length for example in examples], recipe)
+    watch = _Stopwatch(spec.device)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            trainer = _InOrder(
-                model=_trainable(load_base(source, recipe, device), recipe),
-                args=_arguments(folder, recipe, device, checkpointing),
-                train_dataset=_table(rows),
-                lengths=[row.length for row in rows],
+            trainer = AnswerTrainer(
+                model=load_base(spec.base_source, recipe, spec.device),
+                args=_arguments(folder, recipe, spec.device, checkpointing),
+                batches=RowLoader(examples, passes, packed=packed, pad_id=pad_id),
+                # TRL asks for a table and looks at its columns; the rows come from the loader.
+                train_dataset=Table.from_dict({"input_ids": [[0]], "labels": [[0]]}),
                 processing_class=tokenizer,
-                peft_config=None if recipe.method == "full" else _lora(recipe),
+                peft_config=lora(recipe),
                 callbacks=[watch],
             )
+            float32_trainable(trainer.model)
             trainer.remove_callback(PrinterCallback)
             watch.seen = lambda: trainer.tokens_seen
             trainer.train()
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise InvalidInput(
             "The probe ran out of memory on a batch of the longest records.",
             code="memory_exceeded",
@@ -119,37 +106,31 @@ def probe(
     return Measured(
         seconds=tuple(round(second, 4) for second in watch.seconds),
         tokens=tuple(watch.tokens),
-        peak_bytes=int(torch.cuda.max_memory_allocated() if device == "cuda" else whole),
+        peak_bytes=int(torch.cuda.max_memory_allocated() if spec.device == "cuda" else whole),
     )
 
 
-def probe_rows(tokenised: tuple[TokenisedExample, ...], step: int) -> list[TokenisedExample]:
-    """Picks the longest records for the first step and those around the median for the other two.
+def probe_passes(lengths: Sequence[int], recipe: Recipe) -> list[list[Row]]:
+    """Picks the rows of three steps: the longest records for the first, and those around the median for the others.
+
+    Packed rows are all about as full, so those of the first steps do.
 
     Args:
-        tokenised: The run's records.
-        step: Records that one optimizer step takes.
+        lengths: Tokens of each record.
+        recipe: Says how many rows a step and a forward pass have.
     """
-    ordered = sorted(tokenised, key=lambda example: -example.length)
-    start = max(0, min(len(ordered) // 2 - step, len(ordered) - 2 * step))
-    longest, median = ordered[:step], ordered[start : start + 2 * step]
-    # Fewer records than three steps take are taken again.
-    return [longest[at % len(longest)] for at in range(step)] + [median[at % len(median)] for at in range(2 * step)]
-
-
-def _trainable(base: Any, recipe: Recipe) -> Any:
-    # What training does too: trained weights are float32.
-    return base.float() if recipe.method == "full" else base
-
-
-def _lora(recipe: Recipe) -> LoraConfig:
-    return LoraConfig(
-        r=recipe.rank,
-        lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # PEFT says int and divides it by the rank
-        lora_dropout=recipe.dropout,
-        target_modules=list(recipe.target_modules),
-        task_type="CAUSAL_LM",
-    )
+    step = recipe.batch_size * recipe.accumulation
+    if recipe.batching == "packed":
+        rows = [row for rows in StepBatches(lengths, recipe, recipe.batch_size).steps() for row in rows]
+        picked = [rows[at % len(rows)] for at in range(STEPS * step)]
+    else:
+        ordered = sorted(range(len(lengths)), key=lambda at: -lengths[at])
+        start = max(0, min(len(ordered) // 2 - step, len(ordered) - 2 * step))
+        longest, median = ordered[:step], ordered[start : start + 2 * step]
+        # Fewer records than three steps take are taken again.
+        picked = [(longest[at % len(longest)],) for at in range(step)]
+        picked += [(median[at % len(median)],) for at in range(2 * step)]
+    return [picked[at : at + recipe.batch_size] for at in range(0, len(picked), recipe.batch_size)]
 
 
 def _arguments(folder: str, recipe: Recipe, device: str, checkpointing: bool) -> SFTConfig:
@@ -160,10 +141,12 @@ def _arguments(folder: str, recipe: Recipe, device: str, checkpointing: bool) ->
         per_device_train_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.accumulation,
         learning_rate=recipe.learning_rate,
+        optim=optimizer_name(recipe, device),
         bf16=recipe.dtype == "bfloat16",
         fp16=recipe.dtype == "float16",
         use_cpu=not on_cuda,
-        gradient_checkpointing=checkpointing,
+        activation_checkpointing=checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
         save_strategy="no",
@@ -172,13 +155,4 @@ def _arguments(folder: str, recipe: Recipe, device: str, checkpointing: bool) ->
         disable_tqdm=True,
         report_to=[],
         seed=recipe.seed,
-    )
-
-
-def _table(rows: list[TokenisedExample]) -> Table:
-    return Table.from_dict(
-        {
-            "input_ids": [[*row.prompt_ids, *row.answer_ids] for row in rows],
-            "labels": [[*([_IGNORED] * len(row.prompt_ids)), *row.answer_ids] for row in rows],
-        }
     )

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.terminal import Tick
+from preceptor_trainer.train.checkpoints import strikes
 
 
 class Progress(TrainerCallback):
@@ -23,16 +24,25 @@ class Progress(TrainerCallback):
         tokens_seen: Non-padding tokens since this process began.
         tokens_before: Non-padding tokens up to the checkpoint resumed from.
         seconds_before: Training time up to it.
+        patience: Validation losses without a better one after which training ends; None: never.
     """
 
     def __init__(
-        self, run: RunDir, tick: Tick, tokens_seen: Callable[[], int], *, tokens_before: int, seconds_before: float
+        self,
+        run: RunDir,
+        tick: Tick,
+        tokens_seen: Callable[[], int],
+        *,
+        tokens_before: int,
+        seconds_before: float,
+        patience: int | None = None,
     ) -> None:
         self._run = run
         self._tick = tick
         self._tokens_seen = tokens_seen
         self._tokens_before = tokens_before
         self._seconds_before = seconds_before
+        self._patience = patience
         self._started = time.monotonic()
         self._first_step = 0
         self._note = ""
@@ -56,8 +66,10 @@ class Progress(TrainerCallback):
         self._tick(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Makes checkpoints and the last step log, so that their tokens and loss are known."""
-        if state.global_step % int(args.save_steps) == 0 or state.global_step >= state.max_steps:
+        """Makes every step that may be saved log, so that its tokens and loss are known where a resume begins."""
+        step = state.global_step
+        validates = self._patience is not None and step % int(args.eval_steps or 1) == 0
+        if validates or step % int(args.save_steps) == 0 or step >= state.max_steps:
             control.should_log = True
         else:
             self._tick(state.global_step, self._note)
@@ -102,6 +114,30 @@ class Progress(TrainerCallback):
         )
         self._note = f"loss {loss:.3f}  {rate:.0f} tokens/s"
         self._tick(step, self._note)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes a validation event, keeps the best weights, and ends a training that gets no better.
+
+        All that it counts stands in the Trainer's state, which each checkpoint holds as it was then.
+        """
+        loss = (metrics or {})["eval_loss"]
+        self._run.record(Stage.TRAIN, "validation", step=state.global_step, loss=round(loss, 5))
+        self._note = f"validation loss {loss:.3f}"
+        self._tick(state.global_step, self._note)
+        if self._patience is None:
+            return
+        is_best = state.best_metric is None or loss < state.best_metric
+        is_over = not is_best and strikes(state) >= self._patience
+        # The Trainer names a checkpoint the best after this, and never rotates that one away.
+        control.should_save = control.should_save or is_best or is_over
+        control.should_training_stop = control.should_training_stop or is_over
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Vouches for a checkpoint: a folder without this event may be half-written."""

@@ -1,0 +1,107 @@
+"""Checkpoints: whole, or not there; and where an interrupted training goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from preceptor_contracts.errors import PreceptorError
+from preceptor_contracts.files import sync_folder
+from safetensors import SafetensorError
+from transformers import TrainerState
+
+from preceptor_trainer.runs import RunDir, Stage
+from preceptor_trainer.train.memory import is_out_of_memory
+
+_STATE = "trainer_state.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Resume(NamedTuple):
+    """Where an interrupted training goes on."""
+
+    checkpoint: Path | None
+    tokens: int
+    seconds: float
+
+
+def find_resume(run: RunDir) -> Resume:
+    """Finds the newest checkpoint that an event vouches for, and removes half-written newer ones."""
+    vouched = {int(event.number("step")) for event in run.events(Stage.TRAIN, "checkpoint")}
+    folders = {int(path.name.rpartition("-")[2]): path for path in run.checkpoints.glob("checkpoint-*")}
+    for step in folders.keys() - vouched:
+        path = folders.pop(step)
+        if run.writes:
+            shutil.rmtree(path)
+    if not folders:
+        return Resume(None, 0, 0.0)
+    step = max(folders)
+    reached = [event for event in run.events(Stage.TRAIN, "progress") if event.number("step") == step]
+    run.record(Stage.TRAIN, "resumed", step=step)
+    if not reached:
+        return Resume(folders[step], 0, 0.0)
+    return Resume(folders[step], int(reached[-1].number("tokens")), reached[-1].number("seconds"))
+
+
+def read_state(checkpoint: Path) -> TrainerState:
+    """Reads where the training stood when a checkpoint was saved."""
+    state: TrainerState = TrainerState.load_from_json(str(checkpoint / _STATE))
+    return state
+
+
+def strikes(state: TrainerState) -> int:
+    """Counts the validation losses since the best one."""
+    best = state.best_global_step or 0
+    return sum("eval_loss" in entry and entry["step"] > best for entry in state.log_history)
+
+
+@contextmanager
+def whole_checkpoint(folder: Path) -> Iterator[None]:
+    """Syncs what the block saves into `folder`, or removes the folder where saving fails.
+
+    Raises:
+        PreceptorError: It cannot be written.
+    """
+    try:
+        yield
+        for path in folder.iterdir():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        sync_folder(folder)
+    # torch and safetensors tell of a full disk as errors of their own.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        raise not_written(folder.name, error) from error
+
+
+@contextmanager
+def full_disk_told() -> Iterator[None]:
+    """Turns a full disk, wherever in the block it shows, into a sentence.
+
+    Raises:
+        PreceptorError: The disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise not_written(str(error.filename or "a file of the run"), error) from error
+
+
+def not_written(what: str, error: Exception) -> PreceptorError:
+    """Says that something could not be written and how to go on."""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return PreceptorError(
+        f"{what} could not be written: {reason}.",
+        code="not_written",
+        hint="Free space where RUNS_DIR is, then `preceptor-trainer resume` the run: it goes on from the last whole "
+        "checkpoint.",
+    )
