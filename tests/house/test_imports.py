@@ -47,7 +47,7 @@ def test_a_member_declares_what_it_imports(member: Member) -> None:
 def test_a_member_imports_what_it_declares(member: Member) -> None:
     # The server's extras and the libraries behind transformers' and TRL's options are used without an import of ours.
     # So is a driver that a URL names.
-    by_name = {"accelerate", "bitsandbytes", "psycopg", "uvicorn"}
+    by_name = {"accelerate", "bitsandbytes", "psycopg", "tensorboard", "uvicorn"}
     owners = packages_distributions()
     used = {canonicalize_name(owner) for name, _ in imported(member) for owner in owners.get(name, [name])}
     declared = {canonicalize_name(Requirement(line).name) for line in member.project["dependencies"]}

@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 from preceptor_trainer.commands import planning, runs
 from preceptor_trainer.commands.options import BAD_INPUT, BROKEN, busy_with
 from preceptor_trainer.quiet import silence_libraries
+from preceptor_trainer.ranks import is_follower, rank
 
 app = typer.Typer(
     name="preceptor-trainer",
@@ -62,7 +63,8 @@ def _complain(message: str, hint: str) -> None:
 def _keep_traceback() -> str:
     """Writes the traceback into the run, where there is one, and says where."""
     text = traceback.format_exc()
-    path = busy_with[-1].path / "error.txt" if busy_with else Path("preceptor-trainer-error.txt")
+    name = f"error-{rank()}.txt" if is_follower() else "error.txt"
+    path = busy_with[-1].path / name if busy_with else Path("preceptor-trainer-error.txt")
     try:
         path.write_text(text, encoding="utf-8")
     except OSError:

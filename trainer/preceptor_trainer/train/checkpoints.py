@@ -16,9 +16,10 @@ from safetensors import SafetensorError
 from transformers import TrainerState
 
 from preceptor_trainer.runs import RunDir, Stage
-from preceptor_trainer.train.memory import is_out_of_memory
 
 _STATE = "trainer_state.json"
+_TORCH_WRITER = "inline_container"
+"""torch names its source file in every failure to write a file, and the reason in none."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -62,7 +63,7 @@ def strikes(state: TrainerState) -> int:
 
 @contextmanager
 def whole_checkpoint(folder: Path) -> Iterator[None]:
-    """Syncs what the block saves into `folder`, or removes the folder where saving fails.
+    """Syncs what the block saves into `folder`, or removes the folder where that fails.
 
     Raises:
         PreceptorError: It cannot be written.
@@ -73,11 +74,11 @@ def whole_checkpoint(folder: Path) -> Iterator[None]:
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
         sync_folder(folder)
-    # torch and safetensors tell of a full disk as errors of their own.
     except (OSError, RuntimeError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise
         shutil.rmtree(folder, ignore_errors=True)
+        # torch and safetensors tell of a full disk as errors of their own; what else torch raises is another matter.
+        if isinstance(error, RuntimeError) and _TORCH_WRITER not in str(error):
+            raise
         raise not_written(folder.name, error) from error
 
 
