@@ -14,7 +14,7 @@ import typer
 from preceptor_contracts.errors import InvalidInput, PreceptorError
 from typer.exceptions import TyperException
 
-from preceptor_trainer.commands import adapters, export, generate, runs
+from preceptor_trainer.commands import adapters, exams, export, generate, planning, runs
 from preceptor_trainer.commands.options import BAD_INPUT, BROKEN, busy_with
 from preceptor_trainer.quiet import silence_libraries
 from preceptor_trainer.ranks import is_follower, rank
@@ -31,8 +31,8 @@ app = typer.Typer(
 )
 
 for command in (
-    *(runs.run, runs.prepare, runs.plan, runs.train, runs.publish, runs.evaluate, runs.promote, runs.resume),
-    generate.generate,
+    *(runs.run, runs.prepare, planning.plan, runs.train, runs.publish, runs.evaluate, runs.promote, runs.resume),
+    *(generate.generate, planning.recipes, exams.exam, exams.compare, exams.perplexity),
     *(export.merge, export.export),
 ):
     app.command()(command)

@@ -13,7 +13,11 @@ from pydantic import Field, StringConstraints, TypeAdapter, field_validator, mod
 from preceptor_trainer.hardware import Hardware
 
 SERVABLE_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Linear layers of a decoder block; what the engine serves adapters on for every architecture that we name."""
+"""Linear layers of a decoder block, as Llama, Mistral and Qwen name them."""
+FUSED_MODULES = ("qkv_proj", "gate_up_proj")
+"""What Phi-3 has in place of five of them; vLLM 0.32 serves one adapter on each (its phi3.py and lora/utils.py)."""
+LORA_MODULES = (*SERVABLE_MODULES, *FUSED_MODULES)
+"""What the engine serves adapters on; which of them a base model has, `plan` finds out."""
 SERVABLE_RANKS = (8, 16, 32, 64)
 """Limits that vLLM takes (its config/lora.py) which make sense for small adapters; an odd rank wastes its slot."""
 _UNSERVABLE = {
@@ -21,6 +25,10 @@ _UNSERVABLE = {
     "bias": "a trained bias",
     "modules_to_save": "fully trained modules",
     "init_lora_weights": "a LoRA initialisation that alters the base model",
+    "loftq_config": "a LoRA initialisation that alters the base model",
+    "lora_bias": "a trained bias",
+    "alora_invocation_tokens": "an adapter that is on for part of a prompt",
+    "use_qalora": "QALoRA",
     "layer_replication": "layer replication",
     "trainable_token_indices": "trained token embeddings",
 }
@@ -79,8 +87,8 @@ class Recipe(Frozen):
     """Steps between validation losses."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Ends training after so many validation losses without a better one and keeps the best weights; None: never."""
-    serving_quantization: Literal["none", "fp8", "bitsandbytes"] = "none"
-    """How the engine should hold the base weights; `plan` counts with it and prints the flag."""
+    serving_quantization: Literal["none", "fp8"] = "none"
+    """How the engine should hold the base weights: `fp8` is 8 bits. `plan` counts with it and names the flag."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 20
     """Steps between checkpoints."""
     logging_steps: Annotated[int, Field(ge=1)] = 5
@@ -107,6 +115,13 @@ class Recipe(Frozen):
             raise ValueError("patience needs a validation_share above 0, e.g. 0.1")
         return self
 
+    @field_validator("serving_quantization", mode="before")
+    @classmethod
+    def _quantised_by_the_engine(cls, value: object) -> object:
+        if value == "bitsandbytes":
+            raise ValueError("vLLM 0.32 quantises by bitsandbytes no more; take fp8, which is 8 bits too")
+        return value
+
     @field_validator("rank")
     @classmethod
     def _servable_rank(cls, rank: int) -> int:
@@ -118,8 +133,8 @@ class Recipe(Frozen):
     @field_validator("target_modules")
     @classmethod
     def _servable_modules(cls, modules: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := sorted(set(modules) - set(SERVABLE_MODULES)):
-            raise ValueError(f"the engine serves adapters on {', '.join(SERVABLE_MODULES)} only, not on {unknown[0]!r}")
+        if unknown := sorted(set(modules) - set(LORA_MODULES)):
+            raise ValueError(f"the engine serves adapters on {', '.join(LORA_MODULES)} only, not on {unknown[0]!r}")
         if len(set(modules)) != len(modules):
             raise ValueError("a module stands there twice")
         return modules

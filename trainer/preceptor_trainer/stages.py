@@ -65,27 +65,43 @@ def prepare(shop: Workshop, run: RunDir) -> preparing.Prepared:
     return preparing.Prepared(dataset=run.spec.dataset, lengths=counted.lengths)
 
 
-def plan(shop: Workshop, run: RunDir) -> Frozen:
-    """Forecasts the training and refuses one that does not fit."""
-    from preceptor_trainer.plan.forecast import load_config, make_plan, plan_table
-    from preceptor_trainer.train.training import training_rows
+def plan(
+    shop: Workshop, run: RunDir, *, in_full: bool = False, probed: bool = False, price_per_hour: float | None = None
+) -> Frozen:
+    """Forecasts the training and refuses one that does not fit.
 
-    hardware = detect_hardware()
-    if hardware.device != run.spec.device:
+    Args:
+        shop: Settings and terminal.
+        run: Prepared.
+        in_full: Whether to show parameters by module and memory by part too.
+        probed: Whether to take the time from three real steps; they cost what loading the weights and they cost.
+        price_per_hour: Of this machine, in any currency.
+    """
+    from preceptor_trainer.plan.forecast import Question, load_config, make_plan, refuse_misfit
+    from preceptor_trainer.plan.servability import Place
+    from preceptor_trainer.plan.tables import plan_view
+    from preceptor_trainer.plan.workload import of_dataset
+
+    hardware, spec = detect_hardware(), run.spec
+    if hardware.device != spec.device:
         raise InvalidInput(
-            f"Run {run.id!r} was prepared for {run.spec.device!r}, but this machine has {hardware.device!r}.",
-            hint=f"Start a new run: preceptor-trainer run {run.spec.domain}",
+            f"Run {run.id!r} was prepared for {spec.device!r}, but this machine has {hardware.device!r}.",
+            hint=f"Start a new run: preceptor-trainer run {spec.domain}",
         )
-    dataset, _ = _dataset(shop, run)
-    plan = make_plan(
-        load_config(run.spec.base_source),
-        run.spec.recipe,
-        run.result(Stage.PREPARE, preparing.Prepared),
-        hardware,
+    question = Question(
+        base_model=spec.base_model.id,
+        place=Place(spec.base_model.id, shop.settings.engine_max_lora_rank, hardware.device),
         matrix_flops=matrix_rate(hardware.device),
-        rows=training_rows(dataset, run.spec.recipe),
+        price_per_hour=price_per_hour,
     )
-    shop.terminal.show(plan_table(plan, run.spec.recipe, hardware, run.spec.base_model.id))
+    dataset, tokenizer = _dataset(shop, run)
+    plan = make_plan(load_config(spec.base_source), spec.recipe, of_dataset(dataset, spec.recipe), hardware, question)
+    if probed and plan.fits:
+        from preceptor_trainer.plan.probe import probe
+
+        plan = plan.timed_by(probe(spec, dataset, tokenizer, checkpointing=plan.gradient_checkpointing))
+    shop.terminal.show(plan_view(plan, spec.recipe, hardware, spec.base_model.id, in_full=in_full))
+    refuse_misfit(plan, hardware)
     return plan
 
 

@@ -12,8 +12,14 @@ from preceptor_contracts.served_names import RAW_BASE
 from preceptor_engine.hardware import cpu_dtype, cpu_flags, has_gpu, is_cpu_build, usable_cores
 from preceptor_engine.settings import EngineSettings
 
-LORA_TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Every linear layer but the head, as Llama-like bases name them; recipes may use these and no others."""
+LORA_TARGET_MODULES = (
+    *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    # Phi-3 fuses five of them into these two.
+    *("qkv_proj", "gate_up_proj"),
+)
+"""Every linear layer but the head; recipes may use these and no others."""
+QUANTIZATION = {"fp8": "fp8_per_channel"}
+"""vLLM 0.32's names for quantising 16-bit weights as they are loaded; its plain `fp8` no longer does that."""
 
 
 class Launch(NamedTuple):
@@ -28,7 +34,7 @@ def build_launch(settings: EngineSettings, *, gpu: bool, flags: frozenset[str], 
     """Builds the launch of vLLM's OpenAI server; pure, so that a test can read every flag.
 
     Raises:
-        PrerequisiteError: The embedded base model is wanted and was not materialised.
+        PrerequisiteError: The embedded base model is wanted and was not materialised, or quantisation without a GPU.
     """
     if settings.base_model == EMBEDDED and not is_materialised(settings.base_models_dir):
         raise PrerequisiteError(
@@ -73,6 +79,7 @@ def build_launch(settings: EngineSettings, *, gpu: bool, flags: frozenset[str], 
         env["VLLM_API_KEY"] = settings.api_key.get_secret_value()
     if settings.base_model == EMBEDDED:
         env["HF_HUB_OFFLINE"] = "1"
+    argv += _quantization(settings, gpu=gpu)
     if gpu:
         argv += ["--gpu-memory-utilization", str(settings.gpu_memory_utilization)]
     else:
@@ -83,6 +90,17 @@ def build_launch(settings: EngineSettings, *, gpu: bool, flags: frozenset[str], 
             # vLLM keeps one core for itself; of two that is half: 35 -> 57 tokens/s at concurrency 16 (FACTS).
             env["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
     return Launch(argv, env)
+
+
+def _quantization(settings: EngineSettings, *, gpu: bool) -> list[str]:
+    if settings.quantization == "none":
+        return []
+    if not gpu:
+        raise PrerequisiteError(
+            f"ENGINE_QUANTIZATION={settings.quantization} needs a GPU, and the engine found none.",
+            hint="Set ENGINE_QUANTIZATION=none in .env.",
+        )
+    return ["--quantization", QUANTIZATION[settings.quantization]]
 
 
 def launch_here(settings: EngineSettings) -> Launch:

@@ -30,6 +30,8 @@ class EngineSettings(BaseSettings):
     """Shared with the gateway; empty means no check."""
     dtype: Dtype = "auto"
     """`auto` takes bfloat16 where the processor has units for it, else float32; on a GPU vLLM decides."""
+    quantization: Literal["none", "fp8"] = "none"
+    """How the base weights are held: `fp8` is 8 bits, made as they are loaded; GPU only."""
     max_model_len: Annotated[int, Field(ge=256)] = 2048
     """Context length, in tokens."""
     max_lora_rank: LoraRank = 16

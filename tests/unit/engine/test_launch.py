@@ -8,8 +8,10 @@ import pytest
 from preceptor_contracts.base_models import EMBEDDED_NAME, IDENTITY
 from preceptor_contracts.errors import PrerequisiteError
 from preceptor_engine.hardware import cpu_dtype
-from preceptor_engine.launch import Launch, build_launch
+from preceptor_engine.launch import LORA_TARGET_MODULES, Launch, build_launch
 from preceptor_engine.settings import EngineSettings
+from preceptor_trainer.plan.servability import FP8_FLAG
+from preceptor_trainer.recipes import LORA_MODULES
 from pydantic import SecretStr, ValidationError
 
 NO_FLAGS: frozenset[str] = frozenset()
@@ -34,6 +36,17 @@ def test_loopback_our_base_name_and_immutable_defaults(tmp_path: Path) -> None:
     assert flag(made, "--max-loras") == "2"
     assert "--enable-prefix-caching" in made.argv
     assert "lm_head" not in made.argv
+
+
+def test_adapters_may_use_the_layers_that_recipes_may() -> None:
+    assert set(LORA_TARGET_MODULES) == set(LORA_MODULES)
+
+
+def test_8_bit_weights_take_a_gpu_and_the_name_that_vllm_gives_them(tmp_path: Path) -> None:
+    assert flag(launch(tmp_path, gpu=True, quantization="fp8"), "--quantization") == FP8_FLAG
+    assert "--quantization" not in launch(tmp_path, gpu=True).argv
+    with pytest.raises(PrerequisiteError, match="needs a GPU"):
+        launch(tmp_path, quantization="fp8")
 
 
 def test_dtype_follows_the_hardware(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_bug_exits_1_and_leaves_its_traceback_in_the_run(
         raise KeyError("oh")
 
     monkeypatch.setattr(pipeline, "go_on", broken)
-    assert cli.main(["plan", "plants", "--recipe", recipe]) == 1
+    assert cli.main(["train", "plants", "--recipe", recipe]) == 1
     printed = capsys.readouterr().err
     assert "KeyError" in printed
     assert "Traceback" not in printed

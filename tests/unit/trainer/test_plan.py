@@ -4,18 +4,18 @@ from pathlib import Path
 
 import pytest
 from preceptor_contracts.errors import InvalidInput
-from preceptor_contracts.manifest import DatasetSummary
 from preceptor_trainer.hardware import Hardware, free_memory, matrix_rate
-from preceptor_trainer.plan.forecast import Plan, count_parameters, count_steps, load_config, make_plan
-from preceptor_trainer.prepare.dataset import Lengths, Prepared
-from preceptor_trainer.recipes import SERVABLE_MODULES, Recipe
+from preceptor_trainer.plan.bases import load_config
+from preceptor_trainer.plan.forecast import Measured, Plan, Question, count_steps, make_plan, refuse_misfit
+from preceptor_trainer.plan.servability import Place
+from preceptor_trainer.plan.workload import Workload
+from preceptor_trainer.recipes import Recipe
+from preceptor_trainer.train.batches import count_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries, on import
 
-PREPARED = Prepared(
-    dataset=DatasetSummary(sha256="0" * 64, records=10, tokens=500, topics={}, duplicates_removed=0),
-    lengths=Lengths(shortest=40, median=50, longest=60, answer_tokens=30, shared=1),
-)
+LENGTHS = [50] * 8 + [40, 60]
+ROOMY = 8_000_000_000
 
 
 def _recipe(**changes: object) -> Recipe:
@@ -23,22 +23,18 @@ def _recipe(**changes: object) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def _plan(base: Path, memory: int) -> Plan:
-    hardware = Hardware("cpu", "a processor", 2, memory, "float32")
-    return make_plan(load_config(str(base)), _recipe(), PREPARED, hardware, matrix_flops=1e9)
+def _workload(recipe: Recipe) -> Workload:
+    return Workload(count_rows(LENGTHS, recipe), sum(LENGTHS), max(LENGTHS), shared=1, answer=3)
 
 
-@pytest.mark.parametrize("modules", [["q_proj"], ["k_proj", "down_proj"], list(SERVABLE_MODULES)])
-def test_trainable_parameters_are_what_peft_counts(tiny_base: Path, modules: list[str]) -> None:
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+def _plan(base: Path, memory: int = ROOMY, *, price: float | None = None, **changes: object) -> Plan:
+    recipe = _recipe(**changes)
+    question = Question("tiny-llama", Place("tiny-llama", 16, "cpu"), matrix_flops=1e9, price_per_hour=price)
+    return make_plan(load_config(str(base)), recipe, _workload(recipe), _hardware(memory), question)
 
-    counted = count_parameters(load_config(str(tiny_base)), _recipe(target_modules=modules))
-    base = AutoModelForCausalLM.from_pretrained(str(tiny_base))
-    adapted = get_peft_model(base, LoraConfig(r=16, target_modules=modules, task_type="CAUSAL_LM"))
-    trainable, everything = adapted.get_nb_trainable_parameters()
-    assert counted.trainable == trainable
-    assert counted.base == everything - trainable
+
+def _hardware(memory: int = ROOMY) -> Hardware:
+    return Hardware("cpu", "a processor", 2, memory, "float32")
 
 
 @pytest.mark.parametrize(
@@ -56,19 +52,59 @@ def test_steps_are_counted_as_the_trainer_does(changes: dict[str, object], steps
     assert count_steps(10, _recipe(**changes)) == steps
 
 
+def test_packed_rows_hold_several_records(tiny_base: Path) -> None:
+    assert _plan(tiny_base, epochs=1, batch_size=1).steps == 10
+    assert _plan(tiny_base, epochs=1, batch_size=1, batching="packed", max_length=250).steps == 2
+
+
 def test_a_training_that_does_not_fit_is_refused_with_a_way_out(tiny_base: Path) -> None:
-    assert _plan(tiny_base, 8_000_000_000).steps == 6
-    with pytest.raises(InvalidInput) as caught:
-        _plan(tiny_base, 1_000_000)
+    assert _plan(tiny_base).fits
+    refuse_misfit(_plan(tiny_base), _hardware())
+    # By its activations alone; the process that they come on top of does fit.
+    tight = _plan(tiny_base).memory_total_bytes - 1000
+    with pytest.raises(InvalidInput, match=r"0\.9 GB of memory") as caught:
+        refuse_misfit(_plan(tiny_base, tight, gradient_checkpointing="off"), _hardware(tight))
     assert caught.value.code == "memory_exceeded"
     assert "batch_size" in caught.value.hint
+    with pytest.raises(InvalidInput) as caught:
+        refuse_misfit(_plan(tiny_base, 1_000_000), _hardware(1_000_000))
+    assert "No batch is small enough: 0.9 GB" in caught.value.hint
 
 
-def test_a_missing_layer_is_named(tiny_base: Path) -> None:
-    config = load_config(str(tiny_base))
-    unchecked = _recipe().model_copy(update={"target_modules": ("q_proj", "w_pack")})
-    with pytest.raises(InvalidInput, match="'w_pack'"):
-        count_parameters(config, unchecked)
+def test_checkpointing_is_on_only_where_memory_would_not_suffice_without_it(tiny_base: Path) -> None:
+    without = _plan(tiny_base, gradient_checkpointing="off")
+    assert not _plan(tiny_base).gradient_checkpointing
+    tight = without.memory_total_bytes
+    squeezed = _plan(tiny_base, tight)
+    assert squeezed.gradient_checkpointing
+    assert squeezed.memory_total_bytes < tight
+    assert squeezed.expected_seconds == pytest.approx((without.expected_seconds or 0) * 1.5)
+    assert not _plan(tiny_base, tight, gradient_checkpointing="off").gradient_checkpointing
+    assert _plan(tiny_base, gradient_checkpointing="on").gradient_checkpointing
+
+
+def test_the_probe_takes_the_place_of_the_matrix_rate_and_gives_the_cost(tiny_base: Path) -> None:
+    plan = _plan(tiny_base, price=7.2)
+    measured = Measured(seconds=(9.0, 2.0, 2.0), tokens=(900, 150, 250), peak_bytes=1)
+    timed = plan.timed_by(measured)
+    assert measured.tokens_per_second == 100
+    assert timed.expected_seconds == 10
+    assert timed.cost == pytest.approx(0.02)
+    assert _plan(tiny_base).cost is None
+
+
+def test_a_plan_of_an_earlier_version_can_still_be_read() -> None:
+    kept = {
+        "base_parameters": 10,
+        "trainable_parameters": 2,
+        "steps": 3,
+        "tokens": 4,
+        "memory_bytes": {"base weights": 5},
+        "memory_available_bytes": 6,
+        "matrix_flops": 7.0,
+        "expected_seconds": 8.0,
+    }
+    assert not Plan.model_validate(kept).gradient_checkpointing
 
 
 def test_a_containers_limit_counts(tmp_path: Path) -> None:

@@ -5,22 +5,73 @@ from pathlib import Path
 import pytest
 from preceptor_contracts.errors import InvalidInput
 from preceptor_trainer.hardware import Hardware
-from preceptor_trainer.recipes import Overrides, load_recipe, recipes_dir, resolve_recipe
+from preceptor_trainer.recipes import SERVABLE_MODULES, Overrides, load_recipe, recipes_dir, resolve_recipe
 
 from tests.unit.trainer.fixtures import write_recipe
 
 CPU = Hardware("cpu", "a processor", 2, 8_000_000_000, "float32")
+OLD_GPU = Hardware("cuda", "an older GPU", 8, 24_000_000_000, "float16")
 GPU = Hardware("cuda", "a GPU", 8, 24_000_000_000, "bfloat16")
 SHIPPED = sorted(path.stem for path in recipes_dir().glob("*.yaml"))
 
 
-def test_two_recipes_are_shipped_at_least() -> None:
-    assert len(SHIPPED) >= 2
+def test_eight_recipes_are_shipped() -> None:
+    assert set(SHIPPED) == {
+        "codellama-sql",
+        "llama3-8b-lora",
+        "llama3.2-3b-qlora",
+        "mistral-7b-qlora",
+        "phi-3",
+        "qwen2.5-1.5b-full",
+        "qwen2.5-1.5b-qlora",
+        "smollm2-135m-cpu",
+    }
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_recipe_is_valid(name: str) -> None:
-    assert load_recipe(name).name == name
+def test_every_shipped_recipe_resolves_on_every_hardware(name: str) -> None:
+    for hardware, dtype in ((CPU, "float32"), (GPU, "bfloat16"), (OLD_GPU, "float16")):
+        if hardware is CPU and load_recipe(name).optimizer.startswith("paged"):
+            continue
+        resolved = resolve_recipe(name, Overrides(), hardware)
+        assert (resolved.name, resolved.dtype) == (name, dtype)
+        assert resolved.method != "auto"
+
+
+def test_the_allergy_recipe_has_the_prototypes_settings() -> None:
+    recipe = load_recipe("qwen2.5-1.5b-qlora")
+    assert (recipe.rank, recipe.alpha, recipe.dropout) == (64, 128, 0.05)
+    assert (recipe.batch_size, recipe.accumulation, recipe.epochs) == (4, 4, 3)
+    assert (recipe.learning_rate, recipe.scheduler, recipe.warmup_share) == (2e-4, "cosine", 0.1)
+    assert (recipe.optimizer, recipe.max_length, recipe.seed) == ("auto", 2048, 42)
+    assert recipe.target_modules == SERVABLE_MODULES
+
+
+def test_the_sat_recipe_has_the_prototypes_settings() -> None:
+    recipe = load_recipe("llama3.2-3b-qlora")
+    assert (recipe.rank, recipe.alpha, recipe.dropout) == (16, 32, 0.05)
+    assert (recipe.batch_size, recipe.accumulation, recipe.epochs) == (1, 2, 2)
+    assert (recipe.learning_rate, recipe.scheduler, recipe.warmup_share) == (2e-4, "cosine", 0.05)
+    assert recipe.optimizer == "paged-adamw-8bit"
+    assert recipe.target_modules == SERVABLE_MODULES
+
+
+@pytest.mark.parametrize("name", ["llama3-8b-lora", "phi-3", "codellama-sql"])
+def test_the_specifications_recipes_have_its_settings(name: str) -> None:
+    recipe = load_recipe(name)
+    assert (recipe.rank, recipe.alpha, recipe.dropout) == (16, 32, 0.05)
+    assert (recipe.batch_size, recipe.accumulation, recipe.epochs) == (4, 4, 3)
+    assert (recipe.learning_rate, recipe.scheduler, recipe.warmup_share) == (2e-4, "linear", 0.0)
+    attention = ("qkv_proj", "o_proj") if name == "phi-3" else ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert recipe.target_modules == attention
+
+
+def test_the_demos_recipe_is_as_its_published_figures_were_made() -> None:
+    recipe = resolve_recipe("smollm2-135m-cpu", Overrides(), CPU)
+    assert (recipe.rank, recipe.alpha, recipe.dropout, recipe.target_modules) == (16, 32, 0.0, SERVABLE_MODULES)
+    assert (recipe.learning_rate, recipe.scheduler, recipe.warmup_share) == (1e-3, "cosine", 0.05)
+    assert (recipe.batch_size, recipe.accumulation, recipe.epochs, recipe.seed) == (8, 1, 2, 7)
+    assert (recipe.batching, recipe.validation_share, recipe.weight_decay) == ("length", 0.0, 0.0)
 
 
 def test_the_cpu_recipe_computes_the_same_everywhere() -> None:
@@ -45,6 +96,7 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
         ({"use_dora": True}, "DoRA"),
         ({"modules_to_save": ["embed_tokens"]}, "fully trained modules"),
         ({"init_lora_weights": "pissa"}, "initialisation"),
+        ({"loftq_config": {}}, "initialisation"),
         ({"learning_rate": 0}, "learning_rate"),
         ({"nonsense": 1}, "nonsense"),
     ],

@@ -294,7 +294,7 @@ def test_a_base_model_without_a_chat_template_is_refused(
 
 def test_a_plan_of_other_steps_is_refused(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = _start(shop, tmp_path, validation_share=0.3)
-    monkeypatch.setattr("preceptor_trainer.train.training.training_rows", lambda dataset, recipe: 10)
+    monkeypatch.setattr("preceptor_trainer.plan.workload.count_rows", lambda lengths, recipe: 10)
     with pytest.raises(PreceptorError, match="make 12 steps where the plan says 15"):
         pipeline.go_on(shop, run, last=Stage.TRAIN)
 

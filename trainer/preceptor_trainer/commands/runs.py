@@ -62,19 +62,6 @@ def prepare(
     return _begin(domain, _overrides(recipe, method, epochs, max_steps, seed), data, last=Stage.PREPARE)
 
 
-def plan(
-    domain: DomainArgument,
-    recipe: RecipeOption = None,
-    method: MethodOption = None,
-    epochs: EpochsOption = None,
-    max_steps: StepsOption = None,
-    data: DataOption = None,
-    seed: SeedOption = None,
-) -> int:
-    """Prepares, and tells what the training would cost."""
-    return _begin(domain, _overrides(recipe, method, epochs, max_steps, seed), data, last=Stage.PLAN)
-
-
 def train(
     domain: DomainArgument,
     recipe: RecipeOption = None,

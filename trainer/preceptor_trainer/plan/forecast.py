@@ -1,43 +1,49 @@
-"""Stage plan: what a training will cost, before it costs anything; refuses what cannot fit."""
+"""Stage plan: what a training will cost, before it costs anything, and whether its result can be served."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from preceptor_contracts.errors import InvalidInput, PrerequisiteError
+from preceptor_contracts.errors import InvalidInput
 from preceptor_contracts.frozen import Frozen
-from rich.table import Table
+from pydantic import Field
 
 from preceptor_trainer.hardware import Hardware
-from preceptor_trainer.prepare.dataset import Prepared
+from preceptor_trainer.plan.bases import load_config
+from preceptor_trainer.plan.memory import Batch, Parts, estimate_memory, estimate_serving
+from preceptor_trainer.plan.parameters import Counts, ModuleCount, count_parameters
+from preceptor_trainer.plan.servability import Finding, Place, check_servability, engine_flags
+from preceptor_trainer.plan.workload import Workload
 from preceptor_trainer.recipes import Recipe
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_NF4_BYTES = 0.516
-"""Bytes a parameter: 4 bits, plus doubly quantised scales at 0.127 bits (QLoRA paper, section 3)."""
-_ADAM_BYTES = 16
-"""Bytes a trainable parameter: weight, gradient and two moments, all float32."""
-_PROCESS_BYTES = {"cpu": 900_000_000, "cuda": 700_000_000}
-"""Python, torch and its buffers: measured for an empty training process."""
+__all__ = ["Plan", "Question", "count_parameters", "count_steps", "load_config", "make_plan", "refuse_misfit"]
+
 _EXPECTED_SHARE = 0.5
 """Share of the float32 matrix rate that training reached on 2 CPU cores; only the time forecast rests on it."""
+_MARGIN = 1.1
+"""Gradient checkpointing stays off where the estimate without it leaves a tenth spare."""
+_ENGINE_ADAPTERS, _ENGINE_CONTEXT = 2, 2048
+"""`ENGINE_MAX_LORAS` and `ENGINE_MAX_MODEL_LEN` unless set; only the engine's estimate rests on them."""
 
 
-class Counts(NamedTuple):
-    """Parameters of a base model and an adapter on it."""
+class Measured(Frozen):
+    """What a probe of three optimizer steps measured."""
 
-    base: int
-    quantisable: int
-    """In linear layers but the head: what NF4 stores."""
-    trainable: int
-    layers: int
-    hidden: int
-    intermediate: int
-    vocabulary: int
+    seconds: tuple[float, ...]
+    """Of each step."""
+    tokens: tuple[int, ...]
+    """Non-padding tokens of each step."""
+    peak_bytes: int
+    """Highest memory so far: the GPU's, or all that this process held at once."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the steps on median records; the first, on the longest, warms up."""
+        return sum(self.tokens[1:]) / sum(self.seconds[1:])
 
 
 class Plan(Frozen):
@@ -45,179 +51,183 @@ class Plan(Frozen):
 
     base_parameters: int
     trainable_parameters: int
+    modules: tuple[ModuleCount, ...] = ()
+    """Trainable parameters by kind of module."""
     steps: int
     tokens: int
     """Non-padding tokens of all passes, forecast."""
-    memory_bytes: dict[str, int]
+    tokens_estimated: bool = False
+    """Whether they were not counted by the base model's own tokenizer."""
+    gradient_checkpointing: bool = False
+    """Whether activations are recomputed in the backward pass; settles the recipe's `auto`."""
+    memory_bytes: Parts
     """Estimated peak, by part."""
     memory_available_bytes: int
-    matrix_flops: float
-    """Measured float32 matrix rate of this machine, FLOP/s."""
-    expected_seconds: float
-    gradient_checkpointing: bool = False
-    """Settled: whether activations are computed again in the backward pass."""
+    serving_bytes: Parts = Field(default_factory=dict)
+    """What the engine needs at least, by part."""
+    engine_flags: tuple[str, ...] = ()
+    """vLLM's, to serve the result."""
+    findings: tuple[Finding, ...] = ()
+    matrix_flops: float = 0.0
+    """Measured float32 matrix rate of this machine, FLOP/s; 0 where the plan is for another."""
+    probe: Measured | None = None
+    expected_seconds: float | None = None
+    """From the probe where there is one, else from the matrix rate; None where the plan is for another machine."""
+    price_per_hour: float | None = None
+    """Of the machine, in any currency."""
 
     @property
     def memory_total_bytes(self) -> int:
         """Estimated peak."""
         return sum(self.memory_bytes.values())
 
+    @property
+    def fits(self) -> bool:
+        """Whether the estimated peak stays within the memory that is free."""
+        return self.memory_total_bytes <= self.memory_available_bytes
 
-def load_config(source: str) -> PretrainedConfig:
-    """Loads the base model's configuration.
+    @property
+    def cost(self) -> float | None:
+        """Price of the expected time, in the currency of `price_per_hour`."""
+        if self.price_per_hour is None or self.expected_seconds is None:
+            return None
+        return self.price_per_hour * self.expected_seconds / 3600
 
-    Raises:
-        PrerequisiteError: It is not there.
-    """
-    from transformers import AutoConfig
-
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise PrerequisiteError(
-            f"Base model {source!r} cannot be loaded: {first}",
-            hint="Check BASE_MODEL; run `make setup` for the embedded one.",
-        ) from error
-    return config
+    def timed_by(self, measured: Measured) -> Plan:
+        """The same plan with its time taken from a probe."""
+        expected = round(self.tokens / measured.tokens_per_second, 1)
+        return self.model_copy(update={"probe": measured, "expected_seconds": expected})
 
 
-def count_parameters(config: PretrainedConfig, recipe: Recipe) -> Counts:
-    """Counts exactly, on a copy without weights: rank x (inputs + outputs) for every targeted linear layer.
+class Question(NamedTuple):
+    """What a plan is asked for."""
 
-    Raises:
-        InvalidInput: The base model has none of the targeted layers.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        shell: Any = AutoModelForCausalLM.from_config(config)
-    head = shell.get_output_embeddings()
-    linear = {name: item for name, item in shell.named_modules() if isinstance(item, torch.nn.Linear)}
-    targeted = [item for name, item in linear.items() if name.rpartition(".")[2] in recipe.target_modules]
-    missing = set(recipe.target_modules) - {name.rpartition(".")[2] for name in linear}
-    if missing:
-        raise InvalidInput(
-            f"The base model has no layer {min(missing)!r}.", hint="Take it out of target_modules in the recipe."
-        )
-    text = config.get_text_config()
-    return Counts(
-        base=sum(parameter.numel() for parameter in shell.parameters()),
-        quantisable=sum(item.weight.numel() for item in linear.values() if item is not head),
-        trainable=sum(recipe.rank * (item.in_features + item.out_features) for item in targeted),
-        layers=int(text.num_hidden_layers),
-        hidden=int(text.hidden_size),
-        intermediate=int(text.intermediate_size),
-        vocabulary=int(text.vocab_size),
-    )
+    base_model: str
+    """Id or folder of what is planned for."""
+    place: Place
+    has_template: bool | None = True
+    """Whether the base model's tokenizer has a chat template; None where it is not at hand."""
+    matrix_flops: float | None = None
+    """Measured on the machine that is planned for; None where that is not this one."""
+    price_per_hour: float | None = None
 
 
-def count_steps(records: int, recipe: Recipe) -> int:
+def count_steps(rows: int, recipe: Recipe) -> int:
     """Counts optimizer steps as transformers' Trainer does."""
-    batches = math.ceil(records / recipe.batch_size)
+    batches = math.ceil(rows / recipe.batch_size)
     per_pass = max(1, math.ceil(batches / recipe.accumulation))
     steps = max(1, math.ceil(recipe.epochs * per_pass))
     return min(steps, recipe.max_steps) if recipe.max_steps else steps
 
 
-def estimate_memory(counts: Counts, recipe: Recipe, device: str, *, longest: int) -> dict[str, int]:
-    """Estimates the peak by part, in bytes, for a batch of the longest records.
-
-    Args:
-        counts: Of base model and adapter.
-        recipe: Resolved.
-        device: `cpu` or `cuda`.
-        longest: Tokens of the longest record.
-    """
-    size = _BYTES[recipe.dtype]
-    stored = counts.base * size
-    if recipe.method == "qlora":
-        stored = int(counts.quantisable * _NF4_BYTES) + (counts.base - counts.quantisable) * size
-    tokens = recipe.batch_size * longest
-    # Kept for the backward pass: inputs of the linear layers, of LoRA's A, norms, rotations and the gated product.
-    block = tokens * size * (14 * counts.hidden + 5 * counts.intermediate)
-    # With gradient checkpointing, which we use on CUDA, only block inputs stay and one block at a time is redone.
-    blocks = block + counts.layers * tokens * size * counts.hidden if device == "cuda" else block * counts.layers
-    return {
-        "base weights": stored,
-        "adapter, gradients, optimizer": counts.trainable * _ADAM_BYTES,
-        "activations": blocks,
-        "scores over the vocabulary": 3 * 4 * min(tokens, 1024) * counts.vocabulary,
-        "process": _PROCESS_BYTES[device],
-    }
-
-
 def make_plan(
-    config: PretrainedConfig,
-    recipe: Recipe,
-    prepared: Prepared,
-    hardware: Hardware,
-    *,
-    matrix_flops: float,
-    rows: int | None = None,
+    config: PretrainedConfig, recipe: Recipe, workload: Workload, hardware: Hardware, question: Question
 ) -> Plan:
-    """Forecasts a training and refuses one that does not fit.
+    """Forecasts a training. Refuses nothing but a layer that is missing: see `refuse_misfit`.
 
     Args:
-        config: The base model's.
+        config: Of the base model; its weights are not needed.
         recipe: Resolved.
-        prepared: The records.
-        hardware: What is there.
-        matrix_flops: Measured, FLOP/s.
-        rows: Of one pass (`training.training_rows`); None: one a record.
+        workload: One pass over the records.
+        hardware: Where it is to be trained.
+        question: What is asked besides.
 
     Raises:
-        InvalidInput: The estimated peak exceeds the memory that is free, or a layer is missing.
+        InvalidInput: The base model lacks a targeted layer.
     """
     counts = count_parameters(config, recipe)
-    rows = prepared.dataset.records if rows is None else rows
-    steps = count_steps(rows, recipe)
-    per_pass = count_steps(rows, recipe.model_copy(update={"epochs": 1, "max_steps": None}))
-    tokens = round(prepared.dataset.tokens * (1 - recipe.validation_share) * steps / per_pass)
-    # On a CPU each batch computes the prompts' common beginning once (answer_trainer).
-    again = (recipe.batch_size - 1) * recipe.accumulation * max(0, prepared.lengths.shared - 1)
-    computed = tokens - steps * again if hardware.device == "cpu" else tokens
-    plan = Plan(
+    steps = count_steps(workload.rows, recipe)
+    per_pass = count_steps(workload.rows, recipe.model_copy(update={"epochs": 1, "max_steps": None}))
+    tokens = round(workload.tokens * steps / per_pass)
+    batch = Batch(min(recipe.batch_size, workload.rows), workload.longest, workload.shared, workload.answer)
+    if recipe.batching == "packed":
+        batch = Batch(batch.records, recipe.max_length)
+    checkpointing = needs_checkpointing(counts, recipe, hardware, batch)
+    expected = None
+    if question.matrix_flops is not None:
+        is_shared = hardware.device == "cpu" and recipe.batching == "length" and not checkpointing
+        computed = _less_shared(workload, recipe, steps=steps, tokens=tokens) if is_shared else tokens
+        flops = _products(recipe, checkpointing=checkpointing) * counts.base * computed
+        expected = flops / (question.matrix_flops * _EXPECTED_SHARE)
+    return Plan(
         base_parameters=counts.base,
-        trainable_parameters=counts.base if recipe.method == "full" else counts.trainable,
+        trainable_parameters=counts.trainable,
+        modules=counts.modules,
         steps=steps,
         tokens=tokens,
-        memory_bytes=estimate_memory(counts, recipe, hardware.device, longest=prepared.lengths.longest),
+        tokens_estimated=workload.is_estimated,
+        gradient_checkpointing=checkpointing,
+        memory_bytes=estimate_memory(counts, recipe, hardware.device, batch, checkpointing=checkpointing),
         memory_available_bytes=hardware.memory_bytes,
-        matrix_flops=matrix_flops,
-        expected_seconds=4 * counts.base * computed / (matrix_flops * _EXPECTED_SHARE),
-        gradient_checkpointing=recipe.gradient_checkpointing == "on"
-        or (recipe.gradient_checkpointing == "auto" and hardware.device == "cuda"),
+        serving_bytes=estimate_serving(
+            counts, recipe, hardware.device, adapters=_ENGINE_ADAPTERS, context=_ENGINE_CONTEXT
+        ),
+        engine_flags=engine_flags(recipe),
+        findings=check_servability(
+            recipe,
+            question.place,
+            base_model=question.base_model,
+            positions=counts.shape.positions,
+            longest=workload.longest,
+            has_template=question.has_template,
+        ),
+        matrix_flops=question.matrix_flops or 0.0,
+        expected_seconds=expected,
+        price_per_hour=question.price_per_hour,
     )
-    if plan.memory_total_bytes > plan.memory_available_bytes:
+
+
+def needs_checkpointing(counts: Counts, recipe: Recipe, hardware: Hardware, batch: Batch) -> bool:
+    """Settles gradient_checkpointing: `auto` is on only where memory would not suffice without it."""
+    if recipe.gradient_checkpointing != "auto":
+        return recipe.gradient_checkpointing == "on"
+    without = sum(estimate_memory(counts, recipe, hardware.device, batch, checkpointing=False).values())
+    return without * _MARGIN > hardware.memory_bytes
+
+
+def refuse_misfit(plan: Plan, hardware: Hardware) -> None:
+    """Refuses a training that cannot be served or does not fit.
+
+    Raises:
+        InvalidInput: The engine could not serve it, or the estimated peak exceeds the memory that is free.
+    """
+    refused = [finding for finding in plan.findings if finding.level == "refused"]
+    if refused:
         raise InvalidInput(
-            f"Training needs about {_gb(plan.memory_total_bytes)} of memory, "
-            f"but only {_gb(plan.memory_available_bytes)} are free on {hardware.name}.",
-            code="memory_exceeded",
-            hint="Lower batch_size in the recipe (and raise accumulation), or take --method qlora.",
+            f"The engine could not serve this: {'; '.join(finding.what for finding in refused)}.",
+            code="not_servable",
+            hint=f"What helps: {'; '.join(finding.fix for finding in refused)}.",
         )
-    return plan
+    if not plan.fits:
+        raise InvalidInput(
+            f"Training needs about {gigabytes(plan.memory_total_bytes)} of memory, "
+            f"but only {gigabytes(plan.memory_available_bytes)} are free on {hardware.name}.",
+            code="memory_exceeded",
+            hint=_way_out(plan),
+        )
 
 
-def plan_table(plan: Plan, recipe: Recipe, hardware: Hardware, base: str) -> Table:
-    """Lays a plan out for people."""
-    table = Table(title="Plan", show_header=False, title_justify="left")
-    share = plan.trainable_parameters / plan.base_parameters
-    rows = {
-        "base model": f"{base}, {plan.base_parameters:,} parameters",
-        "recipe": f"{recipe.name}: {recipe.method}, {recipe.dtype}, rank {recipe.rank}",
-        "trainable": f"{plan.trainable_parameters:,} parameters ({share:.1%})",
-        "device": f"{hardware.name} ({hardware.device}, {hardware.threads} threads)",
-        "steps": f"{plan.steps} of {recipe.batch_size * recipe.accumulation} records, {plan.tokens:,} tokens",
-        "memory": f"about {_gb(plan.memory_total_bytes)} of {_gb(plan.memory_available_bytes)} free",
-        "matrix rate": f"{plan.matrix_flops / 1e9:.0f} GFLOP/s in float32, measured",
-        "time": f"about {max(1, round(plan.expected_seconds / 60))} min",
-    }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
+def _way_out(plan: Plan) -> str:
+    by_batch = sum(plan.memory_bytes.get(part, 0) for part in ("activations", "scores over the vocabulary"))
+    fixed = plan.memory_total_bytes - by_batch
+    ways = [] if "quantisation state" in plan.memory_bytes else ["take --method qlora"]
+    if fixed < plan.memory_available_bytes:
+        return f"{' or '.join(['Lower batch_size in the recipe (and raise accumulation)', *ways])}."
+    ways.append("take a smaller base model or a larger GPU")
+    return f"No batch is small enough: {gigabytes(fixed)} do not depend on it. {' or '.join(ways).capitalize()}."
 
 
-def _gb(count: int) -> str:
+def gigabytes(count: int) -> str:
+    """Bytes for people: GB of 10^9."""
     return f"{count / 1e9:.1f} GB"
+
+
+def _products(recipe: Recipe, *, checkpointing: bool) -> int:
+    """Floating-point operations a weight and token: forward, gradients of activations and weights, forward redone."""
+    return 4 + (2 if recipe.method == "full" else 0) + (2 if checkpointing else 0)
+
+
+def _less_shared(workload: Workload, recipe: Recipe, *, steps: int, tokens: int) -> int:
+    """Tokens that are computed where each batch computes the prompts' common beginning once (answer_trainer)."""
+    again = (recipe.batch_size - 1) * recipe.accumulation * max(0, workload.shared - 1)
+    return max(0, tokens - steps * again)

@@ -45,7 +45,7 @@ from preceptor_trainer.train.weights import (
     lora,
 )
 
-__all__ = ["CONFIG", "WEIGHTS", "Ended", "Trained", "load_base", "take_part", "train", "training_rows"]
+__all__ = ["CONFIG", "WEIGHTS", "Ended", "Trained", "load_base", "take_part", "train"]
 
 
 class Trained(Frozen):
@@ -92,11 +92,6 @@ def split(dataset: Dataset, recipe: Recipe) -> Split:
         [example for at, example in enumerate(dataset.tokenised) if at not in out],
         [example for at, example in enumerate(dataset.tokenised) if at in out],
     )
-
-
-def training_rows(dataset: Dataset, recipe: Recipe) -> int:
-    """Rows of one pass: what `plan` counts steps from."""
-    return count_rows([example.length for example in split(dataset, recipe).training], recipe)
 
 
 def train(
