@@ -14,7 +14,7 @@ import typer
 from preceptor_contracts.errors import InvalidInput, PreceptorError
 from typer.exceptions import TyperException
 
-from preceptor_trainer.commands import runs
+from preceptor_trainer.commands import exams, runs
 from preceptor_trainer.commands.options import BAD_INPUT, BROKEN, busy_with
 from preceptor_trainer.quiet import silence_libraries
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 
 for command in (
     *(runs.run, runs.prepare, runs.plan, runs.train, runs.publish, runs.evaluate, runs.promote, runs.resume),
+    *(exams.exam, exams.compare, exams.perplexity),
 ):
     app.command()(command)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from preceptor_contracts.base_models import EMBEDDED
 from preceptor_contracts.errors import InvalidInput, PrerequisiteError
@@ -41,6 +41,16 @@ class TrainerSettings(BaseSettings):
     """Bearer key with scope `admin`; needed only by stages that talk to the gateway. `make setup` writes it."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     """Exam questions asked at once."""
+    gateway_patience_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0
+    """Longest time that an exam waits for a gateway or an engine that went away, in seconds."""
+    guard: Literal["warn", "block", "off"] = "warn"
+    """General questions beside the exam: tell of forgetting, let it stand in the way of promotion, or do not ask."""
+    judge_url: AnyHttpUrl | None = None
+    """OpenAI-compatible endpoint that compares free answers, up to and with `/v1`; empty: none."""
+    judge_name: str = ""
+    """Served name to ask there."""
+    judge_api_key: SecretStr | None = None
+    """Bearer key for it; empty: none."""
 
     def admin_key(self) -> str:
         """Returns the gateway's admin key.
