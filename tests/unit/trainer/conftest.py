@@ -42,6 +42,8 @@ def settings(tmp_path: Path, tiny_base: Path) -> TrainerSettings:
         runs_dir=tmp_path / "runs",
         base_model=str(tiny_base),
         gateway_admin_key=SecretStr("k"),
+        # Two sides of 64 general questions, which test_guard.py asks.
+        guard="off",
     )
 
 

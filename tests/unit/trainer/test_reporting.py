@@ -4,16 +4,18 @@ from pathlib import Path
 
 import pytest
 from preceptor_contracts.report import Verdict
-from preceptor_trainer.evaluate.exam import AnswerRow, SideName
+from preceptor_trainer.evaluate.exam import AnswerRow
 from preceptor_trainer.evaluate.graders import Graded
-from preceptor_trainer.evaluate.reporting import Circumstances, keep_report, make_report, report_markdown
+from preceptor_trainer.evaluate.rendering import report_markdown
+from preceptor_trainer.evaluate.reporting import Circumstances, keep_report, make_report
+from preceptor_trainer.evaluate.sitting import Sitting
 
 ABOUT = Circumstances("plants", "plants-run", "0" * 64, 3.21, "fake 1")
 
 
-def _rows(base_right: int, adapter_right: int, n: int, *, probabilities: bool = True) -> list[AnswerRow]:
+def _rows(base_right: int, adapter_right: int, n: int, *, probabilities: bool = True) -> Sitting:
     rows = []
-    sides: list[tuple[SideName, int]] = [("base", base_right), ("adapter", adapter_right)]
+    sides: list[tuple[str, int]] = [("base", base_right), ("adapter", adapter_right)]
     for side, right in sides:
         for at in range(n):
             hit = at < right
@@ -35,7 +37,7 @@ def _rows(base_right: int, adapter_right: int, n: int, *, probabilities: bool = 
                     graded=graded,
                 )
             )
-    return rows
+    return Sitting(tuple(rows))
 
 
 def test_the_report_compares_both_sides_in_all_by_group_and_by_topic() -> None:

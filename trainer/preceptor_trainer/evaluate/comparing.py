@@ -139,22 +139,21 @@ def settle(rows: Sequence[AnswerRow], judgements: Sequence[Judgement], reference
 
     The reference side's own answer counts as right where it beat that of the first side that it was compared with.
     """
-    against: dict[tuple[str, str], tuple[str, Outcome]] = {}
+    against: dict[tuple[str, str], tuple[str, str]] = {}
     for one in judgements:
-        if reference in (one.first, one.second):
-            other = one.second if one.first == reference else one.first
-            own = Outcome.SECOND if one.first == reference else Outcome.FIRST
-            against[other, one.question] = (reference, _seen_by(one.outcome, own))
-            theirs = Outcome.FIRST if one.first == reference else Outcome.SECOND
-            against.setdefault((reference, one.question), (other, _seen_by(one.outcome, theirs)))
+        if reference not in (one.first, one.second):
+            continue
+        other = one.second if one.first == reference else one.first
+        against[other, one.question] = (reference, _fate(one, other))
+        against.setdefault((reference, one.question), (other, _fate(one, reference)))
     settled = []
     for row in rows:
-        opponent, outcome = against.get((row.side, row.question), ("", None))
-        if outcome is None:
+        if (found := against.get((row.side, row.question))) is None:
             settled.append(row)
             continue
-        reason = {"won": "", "lost": f"{opponent}'s answer is better", "tied": f"no better than {opponent}'s"}[outcome]
-        graded = row.graded.model_copy(update={"correct": outcome == "won", "reason": reason})
+        opponent, fate = found
+        reason = {"won": "", "lost": f"{opponent}'s answer is better", "tied": f"no better than {opponent}'s"}[fate]
+        graded = row.graded.model_copy(update={"correct": fate == "won", "reason": reason})
         settled.append(row.model_copy(update={"graded": graded}))
     return settled
 
@@ -171,8 +170,11 @@ def outcomes_of(judgements: Iterable[Judgement], first: str, second: str) -> Map
     return found
 
 
-def _seen_by(outcome: Outcome, own: Outcome) -> str:
-    return "tied" if outcome is Outcome.TIE else "won" if outcome is own else "lost"
+def _fate(judgement: Judgement, side: str) -> str:
+    if judgement.outcome is Outcome.TIE:
+        return "tied"
+    winner = judgement.first if judgement.outcome is Outcome.FIRST else judgement.second
+    return "won" if winner == side else "lost"
 
 
 def _basis(judge: str, question: JudgeQuestion, texts: tuple[str, str]) -> str:

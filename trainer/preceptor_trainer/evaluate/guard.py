@@ -76,14 +76,14 @@ def judge_guard(sitting: Sitting, guard_sha: str) -> Guard:
     whole, paired = compare(sitting), sitting.pair("base", "adapter")
     gained, lost = len(paired.only_second), len(paired.only_first)
     forgot = lost > gained and whole.mcnemar_p < statistics.SIGNIFICANT
-    counts = f"of {whole.n} general questions the adapter lost {lost} and gained {gained} (McNemar p = {whole.mcnemar_p:.2g})"
+    counts = f"of {whole.n} general questions it lost {lost} and gained {gained} (McNemar p = {whole.mcnemar_p:.2g})"
     if forgot:
         reason = f"The adapter forgot: {counts}."
     elif whole.base.ci95[0] <= _CHANCE:
-        reason = f"The base model itself answers hardly better than chance, so forgetting could not show: {counts}."
+        reason = f"The base model itself answers hardly better than chance, so the adapter's forgetting could not show: {counts}."
     else:
         apart = statistics.detectable_difference(whole.n, (gained + lost) / whole.n)
-        reason = f"No forgetting shows: {counts}; a loss below {apart:.2f} would seldom show."
+        reason = f"The adapter shows no forgetting: {counts}; a loss below {apart:.2f} would seldom show."
     return Guard(**dict(whole), guard_sha=guard_sha, forgot=forgot, reason=reason)
 
 

@@ -32,9 +32,7 @@ def check_questions(domain: Domain, questions: Sequence[Question], path: Path) -
 
 def _faults(domain: Domain, question: Question) -> Iterator[str]:
     if domain.grader not in ("mixed", question.kind):
-        yield (
-            f"is of kind {question.kind!r}, but the domain's grader is {domain.grader!r} (set grader: mixed for several)"
-        )
+        yield f"is of kind {question.kind!r}, but the domain's grader is {domain.grader!r}, not 'mixed'"
     if isinstance(question, McqQuestion) and domain.mcq is None:
         yield "is of kind 'mcq', but the domain has no `mcq` layout"
     if isinstance(question, SqlQuestion) and domain.database is None:

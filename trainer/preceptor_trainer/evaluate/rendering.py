@@ -55,10 +55,11 @@ def report_sentences(report: Report) -> list[str]:
             f"over {item.tokens:,} tokens of {item.text}."
         )
     if report.judging is not None:
+        judging = report.judging
         sentences.append(
-            f"The judge {report.judging.judge!r} compared {report.judging.comparisons} pairs of answers in both orders; "
-            f"{report.judging.disagreed} came out as ties because the orders disagreed, and {report.judging.unreadable} "
-            "because nothing readable was said."
+            f"The judge {judging.judge!r} compared {judging.comparisons} pairs of answers in both orders; an answer "
+            f"counts as right where it won. {judging.disagreed} pairs are ties because the orders disagreed, "
+            f"{judging.unreadable} because nothing readable was said."
         )
     return sentences
 

@@ -20,7 +20,6 @@ from preceptor_trainer.evaluate.patience import Patience
 from preceptor_trainer.evaluate.rendering import PLOT, report_markdown, report_sentences, report_table
 from preceptor_trainer.evaluate.reporting import Circumstances, keep_report, make_report
 from preceptor_trainer.evaluate.sitting import Sitting
-from preceptor_trainer.gateway import Gateway
 from preceptor_trainer.prepare.dataset import read_exam
 from preceptor_trainer.publish import Published
 from preceptor_trainer.runs import RunDir, Stage

@@ -1,4 +1,4 @@
-"""Any number of served names side by side on one exam, without a run: every pair tested, p corrected for their number."""
+"""Any number of served names side by side on one exam: every pair is tested, p corrected for their number."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def _reading(n: int, duels: tuple[Duel, ...]) -> str:
     if not duels:
         return f"One served name alone; name a second to compare it with. n = {n}."
     if n < statistics.LEAST_QUESTIONS:
-        return f"n is too small to tell: the exam has {n} questions; fewer than {statistics.LEAST_QUESTIONS} prove nothing."
+        return f"n is too small to tell: {n} questions; fewer than {statistics.LEAST_QUESTIONS} prove nothing."
     shown = [one for one in duels if one.holm_p < statistics.SIGNIFICANT]
     if shown:
         won = [
@@ -164,7 +164,8 @@ def _reading(n: int, duels: tuple[Duel, ...]) -> str:
     size = statistics.sample_size(n, widest.only_first, widest.only_second)
     said = f"No difference is shown that could not be chance, all {len(duels)} pair(s) read at once."
     if widest.mcnemar_p < statistics.SIGNIFICANT:
-        return f"{said} The widest alone would have p = {widest.mcnemar_p:.2g}; with Holm's correction {widest.holm_p:.2g}."
+        alone = f"{widest.mcnemar_p:.2g}; with Holm's correction {widest.holm_p:.2g}"
+        return f"{said} The widest alone would have p = {alone}."
     return f"{said} The widest is {widest.first} against {widest.second}: {size.sentence}"
 
 
@@ -173,7 +174,7 @@ _Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 def _side_cells(standings: Standings) -> _Cells:
     headings = ("served name", "right", "accuracy", "95% interval", "ECE", "Brier")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for entry in standings.entries:
         found = entry.calibration
         scores = (f"{found.ece:.3f}", f"{found.brier:.3f}") if found else ("", "")
