@@ -80,7 +80,7 @@ def judge_guard(sitting: Sitting, guard_sha: str) -> Guard:
     if forgot:
         reason = f"The adapter forgot: {counts}."
     elif whole.base.ci95[0] <= _CHANCE:
-        reason = f"The base model itself answers hardly better than chance, so the adapter's forgetting could not show: {counts}."
+        reason = f"The base model itself hardly beats chance, so the adapter's forgetting could not show: {counts}."
     else:
         apart = statistics.detectable_difference(whole.n, (gained + lost) / whole.n)
         reason = f"The adapter shows no forgetting: {counts}; a loss below {apart:.2f} would seldom show."

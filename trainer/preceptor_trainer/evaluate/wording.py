@@ -22,8 +22,9 @@ _WORDS = {word: str(number) for number, word in enumerate(_NAMED)} | {"%": "perc
 
 def fold(text: str) -> str:
     """Spells a text without case, compatibility forms, odd apostrophes and surplus white space."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(_APOSTROPHES.sub("'", folded).split())
+    # Apostrophes first: NFKC takes an acute accent that stands for one apart.
+    plain = unicodedata.normalize("NFKC", _APOSTROPHES.sub("'", text))
+    return " ".join(unicodedata.normalize("NFKC", plain.casefold()).split())
 
 
 def same_words(expected: str, answered: str) -> bool:
