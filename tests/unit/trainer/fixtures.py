@@ -14,8 +14,12 @@ from preceptor_contracts.mcq import McqItem
 from preceptor_contracts.messages import Message
 from preceptor_contracts.prompts import render_chat, render_mcq
 from preceptor_contracts.wire import RenderRequest
+from preceptor_trainer import pipeline
 from preceptor_trainer.gateway import Gateway
+from preceptor_trainer.recipes import Overrides
+from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.settings import TrainerSettings
+from preceptor_trainer.stages import Promoted, Workshop
 from preceptor_trainer.tokens import load_tokenizer, prompt_ids
 
 CHAT_TEMPLATE = (
@@ -142,6 +146,9 @@ class FakeGateway:
         self.likes: Callable[[str, str], float] = lambda served, text: -1.0
         """Log-probability that a served name gives each token of a text."""
         self.served = ["plants:base", "base"]
+        self.engine = "fake 1"
+        self.pretended: set[str] = set()
+        """Adapters that no training made."""
         self.refuse: Callable[[int], httpx.Response | None] = lambda count: None
         """What the so-manieth question to a served name gets in place of an answer."""
 
@@ -152,7 +159,7 @@ class FakeGateway:
     def _answer(self, request: httpx.Request) -> httpx.Response:
         path, body = request.url.path, json.loads(request.content or "{}")
         if path == "/health":
-            return httpx.Response(200, json={"status": "ok", "engine": "fake 1", "domains": 1, "adapters_ready": 0})
+            return httpx.Response(200, json={"status": "ok", "engine": self.engine, "domains": 1, "adapters_ready": 0})
         if path.endswith("/render"):
             return self._render(path.split("/")[3], body)
         if path == "/v1/adapters":
@@ -183,7 +190,8 @@ class FakeGateway:
         return httpx.Response(200, json={"messages": [message.model_dump() for message in messages], "token_ids": ids})
 
     def _register(self, name: str) -> httpx.Response:
-        verify_files(read_adapter(self.settings.adapters_dir / name))
+        if name not in self.pretended:
+            verify_files(read_adapter(self.settings.adapters_dir / name))
         self.registered.append(name)
         self.served.append(f"{name.rpartition('-v')[0]}:{name}")
         self.pinned.add(name)
@@ -244,3 +252,19 @@ class FakeGateway:
             entries = [None, *({str(token): {"logprob": logprob, "rank": 1}} for token in ids[1:])]
             choices.append({"index": index, "text": "", "prompt_logprobs": entries})
         return httpx.Response(200, json={"choices": choices})
+
+
+def published_run(shop: Workshop, gateway: FakeGateway, recipe: str) -> RunDir:
+    """Makes a run whose adapter was published without any training, for what comes after."""
+    from preceptor_trainer.publish import Published  # imports TRL
+
+    run = pipeline.start_run(shop, "plants", Overrides(recipe=recipe))
+    name = f"plants-v1-{run.id[-4:]}0000"
+    (shop.settings.adapters_dir / name).mkdir(parents=True)
+    gateway.pretended.add(name)
+    gateway._register(name)
+    nothing = Promoted(promoted=False, reason="pretended")
+    run.finish(Stage.PLAN, nothing)
+    run.finish(Stage.TRAIN, nothing)
+    run.finish(Stage.PUBLISH, Published(adapter=name, parity_samples=1, canary_separation=1, load_seconds=0))
+    return run
