@@ -248,7 +248,7 @@ class FakeGateway:
     def _score(self, served: str, prompts: list[list[int]]) -> httpx.Response:
         choices = []
         for index, ids in enumerate(prompts):
-            logprob = self.likes(served, self._tokenizer.decode(ids))
+            logprob = self.likes(served, str(self._tokenizer.decode(ids)))
             entries = [None, *({str(token): {"logprob": logprob, "rank": 1}} for token in ids[1:])]
             choices.append({"index": index, "text": "", "prompt_logprobs": entries})
         return httpx.Response(200, json={"choices": choices})

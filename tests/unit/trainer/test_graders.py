@@ -100,7 +100,7 @@ def test_the_words_of_a_text_are_in_it(text: str, more: str) -> None:
     assert says(words(f"{text} \n {more}"), words(text)) or not words(text) or not words(more)
 
 
-MIXED = [
+MIXED: list[dict[str, object]] = [
     {"id": "m", "kind": "mcq", "question": "Which?", "options": ["red", "blue"], "answer": 0, **ABOUT},
     {"id": "x", "kind": "exact", "question": "Name it", "answer": "moss", **ABOUT},
     {"id": "k", "kind": "keypoints", "question": "Explain", "points": [{"any_of": ["green"]}], **ABOUT},

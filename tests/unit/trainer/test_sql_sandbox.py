@@ -90,6 +90,20 @@ def test_a_huge_value_is_refused(sandbox: SqlSandbox) -> None:
 
 
 @pytest.mark.parametrize(
+    "query",
+    [
+        f"{ENDLESS}hex(zeroblob(40000)) FROM n LIMIT 900",
+        "SELECT printf('%.*c', 99000, 'a') LIKE '%' || printf('%.*c', 40000, 'a') || 'b'",
+        "SELECT instr(printf('%.*c', 900000, 'a'), printf('%.*c', 400000, 'a') || 'b')",
+    ],
+)
+def test_long_values_fill_neither_the_memory_nor_the_time(sandbox: SqlSandbox, query: str) -> None:
+    started = time.monotonic()
+    assert isinstance(sandbox.run(query), Refusal)
+    assert time.monotonic() - started < TIME_LIMIT_S + 2
+
+
+@pytest.mark.parametrize(
     ("expected", "answer", "right"),
     [
         ("SELECT name FROM plants", "SELECT name FROM plants ORDER BY height DESC", True),

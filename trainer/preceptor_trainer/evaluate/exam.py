@@ -84,7 +84,7 @@ async def examine(
         grader: Asks and grades.
         questions: The exam.
         served: Served name of each side.
-        sheet: Gets a line per answer as it comes in.
+        sheet: Gets a line an answer.
         concurrency: Questions asked at once.
         tick: Told how many answers are in.
 
@@ -99,7 +99,6 @@ async def examine(
     write_atomic(sheet.path, "".join(_line(row) for row in kept.values()))
     done = len(kept)
     tick(done)
-
     with sheet.path.open("a", encoding="utf-8") as stream:
 
         async def ask(seat: tuple[str, Question]) -> AnswerRow:
@@ -107,8 +106,7 @@ async def examine(
             side, question = seat
             if (row := kept.get((side, question.id))) is not None:
                 return row
-            name = served[side]
-            started = time.monotonic()
+            name, started = served[side], time.monotonic()
             graded = await patience.until_answered(name, lambda: grader.ask(patience.gateway, name, question))
             row = AnswerRow(
                 question=question.id,

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 _BAR, _GAP, _LINE = "#4c78a8", "#e45756", "#555555"
 _COLUMNS = 3
+_WIDEST = 40
+"""Characters of a served name that fit over a panel."""
+_FOOT = 0.07
+"""Share right below which a bar cannot hold its number."""
 
 
 def write_plot(path: Path, calibrations: Sequence[Calibration]) -> None:
@@ -32,8 +36,8 @@ def write_plot(path: Path, calibrations: Sequence[Calibration]) -> None:
     columns = min(_COLUMNS, len(calibrations))
     rows = math.ceil(len(calibrations) / columns)
     # A salt and no date: the same answers make the same file.
-    with rc_context({"svg.hashsalt": "preceptor", "font.size": 9.0}):
-        figure = Figure(figsize=(4.2 * columns, 4.4 * rows), layout="constrained")
+    with rc_context({"svg.hashsalt": "preceptor", "svg.fonttype": "none", "font.size": 9.0}):
+        figure = Figure(figsize=(4.2 * columns, 4.3 * rows + 0.4), layout="constrained")
         FigureCanvasSVG(figure)
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for at, panel in enumerate(panels.flat):
@@ -41,6 +45,7 @@ def write_plot(path: Path, calibrations: Sequence[Calibration]) -> None:
                 _draw(panel, calibrations[at], is_left=at % columns == 0)
             else:
                 panel.set_visible(False)
+        figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     write_atomic(path, text.getvalue())
@@ -67,22 +72,24 @@ def _draw(panel: Axes, calibration: Calibration, *, is_left: bool) -> None:
             zorder=4,
             label="" if at else "gap to the mean probability",
         )
-        panel.annotate(
+        # In the bar's foot, where neither the diagonal nor the gap crosses it; beside it where the bar is too low.
+        is_tall = item.accuracy > _FOOT
+        panel.text(
+            item.low + width / 2,
+            0.02 if is_tall else item.accuracy + 0.02,
             f"{item.n}",
-            (item.low + width / 2, max(item.accuracy, item.confidence)),
-            xytext=(0, 3),
-            textcoords="offset points",
             ha="center",
-            color=_LINE,
+            fontsize=8,
+            color="white" if is_tall else _LINE,
+            bbox={"facecolor": _BAR if is_tall else "white", "edgecolor": "none", "pad": 1},
             zorder=5,
         )
     n = sum(item.n for item in calibration.bins)
-    panel.set_title(f"{calibration.served}\nECE {calibration.ece:.3f}, Brier {calibration.brier:.3f}, n = {n}")
+    served = calibration.served.replace(":", ":\n") if len(calibration.served) > _WIDEST else calibration.served
+    panel.set_title(f"{served}\nECE {calibration.ece:.3f}, Brier {calibration.brier:.3f}, n = {n}")
     panel.set_xlim(0, 1)
-    panel.set_ylim(0, 1.08)
-    panel.set_aspect("equal")
+    panel.set_ylim(0, 1.02)
     panel.set_xlabel("probability of the chosen option")
     if is_left:
         panel.set_ylabel("share right; numbers: answers")
-    panel.legend(loc="upper left", frameon=False, fontsize=8)
     panel.spines[["top", "right"]].set_visible(False)
