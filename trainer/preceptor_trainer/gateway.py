@@ -102,9 +102,10 @@ class Gateway:
     """
 
     def __init__(self, url: str, key: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        self._url = url.rstrip("/")
+        # A URL may hold a password, which no message may show.
+        self._shown_url = str(httpx.URL(url).copy_with(userinfo=b"")).rstrip("/")
         self._client = httpx.AsyncClient(
-            base_url=self._url,
+            base_url=url.rstrip("/"),
             headers={"Authorization": f"Bearer {key}"},
             timeout=_TIMEOUT,
             transport=transport,
@@ -236,7 +237,7 @@ class Gateway:
                 ) from error
             except httpx.TransportError as error:
                 raise GatewayDown(
-                    f"The gateway at {self._url} does not answer.", hint="Start the stack: make serve"
+                    f"The gateway at {self._shown_url} does not answer.", hint="Start the stack: make serve"
                 ) from error
             if response.status_code not in _RETRIED or attempt == ATTEMPTS:
                 return response
