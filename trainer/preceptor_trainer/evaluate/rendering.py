@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from preceptor_contracts.report import Comparison, Report, Side
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 PLOT = "reliability.svg"
 _FLIPS_SHOWN = 20
 
 
+def narrow_table(title: str, headings: tuple[str, ...]) -> Table:
+    """Makes a table whose numbers stay whole on 80 columns; only its first column, the names, folds."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for at, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if at else "left", overflow="fold", no_wrap=at > 0)
+    return table
+
+
 def report_table(report: Report) -> Table:
     """Lays a report out for the terminal."""
-    table = Table(title=f"Exam of {report.domain}, as served (n = {report.n})", title_justify="left")
-    for heading in ("", "base", "adapter", "difference", "95% of it", "McNemar p"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    headings = ("", "base", "adapter", "difference", "95% of it", "McNemar p")
+    table = narrow_table(f"Exam of {report.domain}, as served (n = {report.n})", headings)
     parts = {"all": report, **report.groups, **{f"topic {name}": item for name, item in report.topics.items()}}
     if report.guard is not None:
         parts["guard, general"] = report.guard
@@ -25,18 +33,19 @@ def report_table(report: Report) -> Table:
             f"{item.base.accuracy:.3f}",
             f"{item.adapter.accuracy:.3f}",
             f"{item.difference:+.3f}",
-            _of_difference(item),
+            "{:+.2f} {:+.2f}".format(*item.difference_ci95) if item.difference_ci95 else "",
             f"{item.mcnemar_p:.2g}",
         )
-    table.add_row("95% interval, all", interval(report.base), interval(report.adapter), "", "", "")
+    table.add_row("95% interval, all", _short(report.base), _short(report.adapter), "", "", "")
     if len(report.calibration) >= 2:
         base, adapter = report.calibration[:2]
         for label, one, two in (("ECE", base.ece, adapter.ece), ("Brier", base.brier, adapter.brier)):
             table.add_row(label, f"{one:.3f}", f"{two:.3f}", f"{two - one:+.3f}", "", "")
     for other in report.others:
-        low, high = other.difference_ci95
-        cells = (f"{other.side.accuracy:.3f}", f"{other.difference:+.3f}", f"{low:+.3f} to {high:+.3f}")
-        table.add_row(other.side.served, "", *cells, f"{other.mcnemar_p:.2g}")
+        cells = (f"{other.side.accuracy:.3f}", f"{other.difference:+.3f}")
+        table.add_row(
+            other.side.served, "", *cells, "{:+.2f} {:+.2f}".format(*other.difference_ci95), f"{other.mcnemar_p:.2g}"
+        )
     return table
 
 
@@ -120,6 +129,10 @@ def _calibration(report: Report) -> Iterator[str]:
     for item in report.calibration:
         yield f"| `{item.served}` | {item.ece:.3f} | {item.brier:.3f} |"
     yield from ("", f"![Reliability: how often answers are right, by their probability]({PLOT})")
+
+
+def _short(side: Side) -> str:
+    return f"{side.ci95[0]:.2f}-{side.ci95[1]:.2f}"
 
 
 def _score(side: Side) -> str:

@@ -55,7 +55,7 @@ def sit_side_by_side(
     path = out or settings.runs_dir / "exams" / _fresh_name(folder.domain.name)
     if (path / "standings.json").exists():
         raise InvalidInput(f"{path} holds a finished exam.", hint="Name another folder with --out, or none.")
-    path.mkdir(parents=True, exist_ok=True)
+    _make_folder(path)
     go_on = f"Answers so far are kept. Go on with `preceptor-trainer {command} --out {path}`."
     seats = Seats({name: name for name in served}, path, True, list(itertools.combinations(served, 2)))
     started = time.monotonic()
@@ -135,6 +135,15 @@ def _write(path: Path, standings: Standings) -> None:
         write_plot(path / PLOT, calibrations)
     write_atomic(path / "standings.md", standings_markdown(standings))
     write_atomic(path / "standings.json", standings.model_dump_json(indent=2) + "\n")
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(
+            f"{path} cannot be a folder for answers: {error.strerror}.", hint="Name another with --out."
+        ) from error
 
 
 def _fresh_name(domain: str) -> str:

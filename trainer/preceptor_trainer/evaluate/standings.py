@@ -17,7 +17,7 @@ from rich.table import Table
 
 from preceptor_trainer.evaluate import statistics
 from preceptor_trainer.evaluate.exam import AnswerRow
-from preceptor_trainer.evaluate.rendering import PLOT, interval
+from preceptor_trainer.evaluate.rendering import PLOT, interval, narrow_table
 from preceptor_trainer.evaluate.sitting import Sitting
 
 
@@ -122,10 +122,17 @@ def make_standings(sitting: Sitting, about: About) -> Standings:
 
 def standings_tables(standings: Standings) -> Iterator[Table]:
     """Lays standings out for the terminal: the sides, then the pairs, then the topics."""
-    yield _table(f"Exam of {standings.domain}, as served (n = {standings.n})", *_side_cells(standings))
-    if standings.duels:
-        yield _table("Every pair", *_duel_cells(standings))
-    yield _table("By topic", *_topic_cells(standings))
+    title = f"Exam of {standings.domain}, as served (n = {standings.n})"
+    for heading, (headings, rows) in (
+        (title, _side_cells(standings)),
+        ("Every pair", _duel_cells(standings)),
+        ("By group and topic", _topic_cells(standings)),
+    ):
+        if rows:
+            table = narrow_table(heading, headings)
+            for cells in rows:
+                table.add_row(*cells)
+            yield table
 
 
 def standings_markdown(standings: Standings) -> str:
@@ -173,26 +180,27 @@ _Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
 def _side_cells(standings: Standings) -> _Cells:
-    headings = ("served name", "right", "accuracy", "95% interval", "ECE", "Brier")
+    headings = ("served name", "number", "right", "accuracy", "95% interval", "ECE", "Brier")
     rows: list[tuple[str, ...]] = []
-    for entry in standings.entries:
+    for number, entry in enumerate(standings.entries, start=1):
         found = entry.calibration
         scores = (f"{found.ece:.3f}", f"{found.brier:.3f}") if found else ("", "")
         side = entry.side
-        rows.append((side.served, f"{side.correct}/{standings.n}", f"{side.accuracy:.3f}", interval(side), *scores))
+        rows.append(
+            (side.served, str(number), f"{side.correct}/{standings.n}", f"{side.accuracy:.3f}", interval(side), *scores)
+        )
     return headings, rows
 
 
 def _duel_cells(standings: Standings) -> _Cells:
-    headings = ("first", "second", "first alone", "second alone", "difference", "95% of it", "McNemar p", "Holm p")
+    number = {entry.side.served: str(at) for at, entry in enumerate(standings.entries, start=1)}
+    headings = ("pair", "alone right", "difference", "95% of it", "McNemar p", "Holm p")
     return headings, [
         (
-            one.first,
-            one.second,
-            str(one.only_first),
-            str(one.only_second),
+            f"{number[one.first]} : {number[one.second]}",
+            f"{one.only_first} : {one.only_second}",
             f"{one.difference:+.3f}",
-            f"{one.difference_ci95[0]:+.3f} to {one.difference_ci95[1]:+.3f}",
+            f"{one.difference_ci95[0]:+.2f} {one.difference_ci95[1]:+.2f}",
             f"{one.mcnemar_p:.2g}",
             f"{one.holm_p:.2g}",
         )
@@ -201,7 +209,7 @@ def _duel_cells(standings: Standings) -> _Cells:
 
 
 def _topic_cells(standings: Standings) -> _Cells:
-    names = [entry.side.served for entry in standings.entries]
+    names = [str(at) for at in range(1, len(standings.entries) + 1)]
     rows = []
     for part, of in (
         ("group", [e.groups for e in standings.entries]),
@@ -212,16 +220,7 @@ def _topic_cells(standings: Standings) -> _Cells:
 
 
 def _short(side: Side) -> str:
-    return f"{side.accuracy:.3f} ({side.correct}; {interval(side)})"
-
-
-def _table(title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for at, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if at else "left", overflow="fold")
-    for cells in rows:
-        table.add_row(*cells)
-    return table
+    return f"{side.accuracy:.2f} ({side.ci95[0]:.2f}-{side.ci95[1]:.2f})"
 
 
 def _by(sitting: Sitting, side: str, key: Callable[[AnswerRow], str]) -> dict[str, Side]:
