@@ -156,7 +156,7 @@ def test_perplexity_is_measured_for_every_served_name(
     assert "2.718" in printed
     gateway.extra_token = True
     assert cli.main(arguments) == 1
-    assert "do not make the same tokens" in capsys.readouterr().err
+    assert "tokenise the text in different ways" in capsys.readouterr().err
 
 
 def test_evaluate_takes_further_names_a_text_and_no_guard(

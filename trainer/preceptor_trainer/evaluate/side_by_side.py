@@ -102,7 +102,7 @@ def foretell(
             theirs = await gateway.render_messages(folder.domain.name, beginning)
             if list(theirs.token_ids) != ours:
                 raise PreceptorError(
-                    "Engine and trainer do not make the same tokens of the text.",
+                    "Engine and trainer tokenise the text in different ways.",
                     code="tokens_differ",
                     hint="Make sure that both use the same BASE_MODEL and domains.",
                 )
