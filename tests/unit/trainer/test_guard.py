@@ -5,6 +5,7 @@ import tomllib
 from collections import Counter
 from pathlib import Path
 
+import httpx
 import pytest
 from preceptor_contracts.frozen import read_json
 from preceptor_contracts.records import McqQuestion
@@ -14,6 +15,7 @@ from preceptor_trainer.evaluate.exam import AnswerRow
 from preceptor_trainer.evaluate.graders import Graded
 from preceptor_trainer.evaluate.guard import GuardGrader, guard_file, judge_guard, read_guard
 from preceptor_trainer.evaluate.sitting import Sitting
+from preceptor_trainer.gateway import GatewayFailure
 from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.stages import Evaluated, ExamWishes, Promoted, Workshop
 from preceptor_trainer.tokens import load_tokenizer
@@ -143,6 +145,22 @@ def test_guard_answers_are_kept_too(shop: Workshop, run: RunDir, gateway: FakeGa
     gateway.likes = lambda served, text: -1.0
     pipeline.go_on(_with(shop, "warn"), run, last=Stage.EVALUATE)
     assert len(gateway.asked) == 48 + 128 + 1
+
+
+def test_an_engine_that_scores_no_prompts_costs_the_guard_and_not_the_exam(
+    shop: Workshop, run: RunDir, gateway: FakeGateway, output: io.StringIO
+) -> None:
+    problem = {"error": {"message": "No logprobs here.", "type": "x", "code": "not_supported"}, "request_id": "1"}
+
+    def refuse(count: int) -> httpx.Response | None:
+        return httpx.Response(400, json=problem) if count > 48 else None
+
+    gateway.refuse = refuse
+    with pytest.raises(GatewayFailure):
+        pipeline.go_on(_with(shop, "block"), run, last=Stage.EVALUATE)
+    pipeline.go_on(_with(shop, "warn"), run, last=Stage.EVALUATE)
+    assert read_json(run.path / "report.json", Report).guard is None
+    assert "could not be asked: No logprobs here." in output.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from preceptor_trainer.evaluate.patience import Patience
 from preceptor_trainer.evaluate.rendering import PLOT, report_markdown, report_sentences, report_table
 from preceptor_trainer.evaluate.reporting import Circumstances, keep_report, make_report
 from preceptor_trainer.evaluate.sitting import Sitting
+from preceptor_trainer.gateway import GatewayFailure
 from preceptor_trainer.prepare.dataset import read_exam
 from preceptor_trainer.publish import Published
 from preceptor_trainer.runs import RunDir, Stage
@@ -125,16 +126,23 @@ async def _guard(
         return None
     questions, sha = read_guard(), sha256_file(guard_file())
     basis = paper.basis(held.engine, shop.settings)._replace(files=(sha,))
-    with shop.terminal.progress("guard", len(served) * len(questions)) as tick:
-        rows = await examine(
-            patience,
-            GuardGrader(tokenizer),
-            questions,
-            served,
-            Sheet(seats.path / "guard.jsonl", basis, seats.goes_on),
-            concurrency=shop.settings.concurrency,
-            tick=tick,
-        )
+    try:
+        with shop.terminal.progress("guard", len(served) * len(questions)) as tick:
+            rows = await examine(
+                patience,
+                GuardGrader(tokenizer),
+                questions,
+                served,
+                Sheet(seats.path / "guard.jsonl", basis, seats.goes_on),
+                concurrency=shop.settings.concurrency,
+                tick=tick,
+            )
+    except GatewayFailure as error:
+        # They inform; an engine that scores no prompts shall not cost the exam that was just sat.
+        if shop.settings.guard == "block":
+            raise
+        shop.terminal.say(f"The general questions could not be asked: {error.message}")
+        return None
     return judge_guard(Sitting(tuple(rows)), sha)
 
 
