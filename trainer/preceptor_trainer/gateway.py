@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TypeVar
@@ -11,7 +12,16 @@ import httpx
 from preceptor_contracts.errors import PreceptorError, PrerequisiteError
 from preceptor_contracts.mcq import McqItem
 from preceptor_contracts.messages import Message, wire
-from preceptor_contracts.wire import AdapterList, AdapterView, AliasView, Health, McqAnswer, ProblemBody, RenderedPrompt
+from preceptor_contracts.wire import (
+    AdapterList,
+    AdapterView,
+    AliasView,
+    Health,
+    McqAnswer,
+    ProblemBody,
+    RenderedPrompt,
+    ServedNameList,
+)
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from preceptor_trainer.settings import TrainerSettings
@@ -19,6 +29,8 @@ from preceptor_trainer.settings import TrainerSettings
 ATTEMPTS = 5
 """Times that a request is sent while the gateway asks to come back later."""
 _RETRIED = frozenset({429, 503, 504})
+_PASSING = _RETRIED | {502}
+"""Statuses that say: not now."""
 _LONGEST_WAIT_S = 15.0
 # A CPU engine with a full queue may take minutes to the last of several answers.
 _TIMEOUT = httpx.Timeout(connect=5.0, read=300.0, write=30.0, pool=300.0)
@@ -30,6 +42,18 @@ class GatewayFailure(PreceptorError):
     """The gateway refused, or answered something that it should not."""
 
     default_code = "gateway_failed"
+
+
+class GatewayBusy(GatewayFailure):
+    """It cannot answer now and may later: no engine is up, an adapter is being loaded, a limit is reached."""
+
+    default_code = "gateway_busy"
+
+
+class GatewayDown(PrerequisiteError):
+    """Nobody answers at its address."""
+
+    default_code = "gateway_down"
 
 
 class _ChatMessage(BaseModel):
@@ -48,6 +72,27 @@ class _ChatAnswer(BaseModel):
     choices: tuple[_ChatChoice, ...]
 
 
+class _TokenLogprob(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    logprob: float
+
+
+class _ScoredChoice(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    index: int
+    prompt_logprobs: tuple[dict[str, _TokenLogprob] | None, ...]
+
+
+class _ScoredAnswer(BaseModel):
+    """The part of a completion that says how likely its prompts were."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    choices: tuple[_ScoredChoice, ...]
+
+
 class Gateway:
     """One connection pool with the admin key; use it as an async context.
 
@@ -58,9 +103,10 @@ class Gateway:
     """
 
     def __init__(self, url: str, key: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        self._url = url.rstrip("/")
+        # A URL may hold a password, which no message may show.
+        self._shown_url = str(httpx.URL(url).copy_with(userinfo=b"")).rstrip("/")
         self._client = httpx.AsyncClient(
-            base_url=self._url,
+            base_url=url.rstrip("/"),
             headers={"Authorization": f"Bearer {key}"},
             timeout=_TIMEOUT,
             transport=transport,
@@ -94,9 +140,15 @@ class Gateway:
         plain = McqItem(question=item.question, options=item.options, passage=item.passage)
         return await self._render(domain, {"mcq": plain.model_dump(mode="json")})
 
-    async def register(self, adapter: str) -> AdapterView:
+    async def served_names(self) -> tuple[str, ...]:
+        """Asks for all that can be asked now."""
+        listed = await self._ask("GET", "/v1/models", TypeAdapter(ServedNameList))
+        return tuple(card.id for card in listed.data)
+
+    async def register(self, adapter: str, *, pin: bool = True) -> AdapterView:
         """Has a published adapter loaded, its canary checked, and pinned: it must outlive an engine's restart."""
-        return await self._ask("POST", "/v1/adapters", TypeAdapter(AdapterView), {"adapter": adapter})
+        body = {"adapter": adapter, "pin": pin}
+        return await self._ask("POST", "/v1/adapters", TypeAdapter(AdapterView), body)
 
     async def unpin(self, adapter: str) -> AdapterView:
         """Lets go of an adapter that `register` had loaded: an alias keeps it from now on, or nothing does."""
@@ -139,6 +191,38 @@ class Gateway:
             raise GatewayFailure(f"The gateway answered without a choice for {served!r}.")
         return answer.choices[0].message.content or ""
 
+    async def score(self, served: str, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Asks how likely raw prompts are, without the domain's prompt.
+
+        Args:
+            served: Whom to ask.
+            prompts: Token ids of each, at least two.
+
+        Returns:
+            By prompt, the log-probability in nats of every token but the first.
+
+        Raises:
+            GatewayFailure: The answer lacks a token's log-probability, or one is no number.
+        """
+        # One token is made because the engine makes no fewer; nobody reads it.
+        body = {
+            "model": served,
+            "prompt": [list(ids) for ids in prompts],
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": 0,
+        }
+        answer = await self._ask("POST", "/v1/completions", TypeAdapter(_ScoredAnswer), body)
+        by_index = {choice.index: choice.prompt_logprobs for choice in answer.choices}
+        try:
+            return [_logprobs(by_index[at], ids) for at, ids in enumerate(prompts)]
+        except (LookupError, TypeError, ValueError) as error:
+            raise GatewayFailure(
+                f"{served!r} answered without the log-probability of every prompt token.",
+                code="logprobs_missing",
+                hint="Does TRAINER_GATEWAY_URL lead to an engine that gives `prompt_logprobs`?",
+            ) from error
+
     async def _render(self, domain: str, body: object) -> RenderedPrompt:
         return await self._ask("POST", f"/v1/domains/{domain}/render", TypeAdapter(RenderedPrompt), body)
 
@@ -159,16 +243,14 @@ class Gateway:
             try:
                 response = await self._client.request(method, path, json=body)
             except httpx.TimeoutException as error:
-                raise GatewayFailure(
+                raise GatewayBusy(
                     f"{method} {path} did not answer within {_TIMEOUT.read:.0f} s.",
                     code="gateway_timeout",
                     hint="Lower TRAINER_CONCURRENCY, or look at the engine's log.",
                 ) from error
             except httpx.TransportError as error:
-                raise PrerequisiteError(
-                    f"The gateway at {self._url} does not answer.",
-                    code="gateway_down",
-                    hint="Start the stack: make serve",
+                raise GatewayDown(
+                    f"The gateway at {self._shown_url} does not answer.", hint="Start the stack: make serve"
                 ) from error
             if response.status_code not in _RETRIED or attempt == ATTEMPTS:
                 return response
@@ -200,4 +282,15 @@ def _failure(response: httpx.Response) -> PreceptorError:
             code=problem.error.code,
             hint="Check that GATEWAY_ADMIN_KEY in .env is the gateway's, then restart the gateway.",
         )
-    return GatewayFailure(problem.error.message, code=problem.error.code, hint=problem.hint)
+    is_passing = response.status_code in _PASSING and problem.error.code != "adapter_failed"
+    kind = GatewayBusy if is_passing else GatewayFailure
+    return kind(problem.error.message, code=problem.error.code, hint=problem.hint)
+
+
+def _logprobs(entries: Sequence[dict[str, _TokenLogprob] | None], ids: Sequence[int]) -> list[float]:
+    if len(entries) != len(ids):
+        raise ValueError("another number of tokens")
+    found = [entry[str(token)].logprob for token, entry in zip(ids[1:], entries[1:], strict=True) if entry is not None]
+    if len(found) != len(ids) - 1 or not all(map(math.isfinite, found)):
+        raise ValueError("a token without a number")
+    return found

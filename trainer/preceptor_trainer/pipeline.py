@@ -132,11 +132,14 @@ def check_gateway(shop: Workshop, run: RunDir) -> None:
     Raises:
         PreceptorError: It is down, refuses the key, lacks the domain, or makes other ids than the trainer.
     """
+    from preceptor_trainer.evaluate.conduct import require_judge
     from preceptor_trainer.parity import certify, exam_sample
     from preceptor_trainer.tokens import load_tokenizer
 
     folder = stages.folder_of(shop, run)
-    sample = exam_sample(folder.domain, preparing.read_exam(folder)[0])
+    questions = preparing.read_exam(folder)
+    require_judge(shop.settings, questions)
+    sample = exam_sample(folder.domain, questions[0])
 
     async def ask() -> None:
         async with shop.connect(shop.settings) as gateway:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from preceptor_contracts.base_models import EMBEDDED
 from preceptor_contracts.errors import InvalidInput, PrerequisiteError
-from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator
+from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 REPORTERS = ("tensorboard", "wandb", "mlflow")
@@ -45,6 +45,16 @@ class TrainerSettings(BaseSettings):
     """Bearer key with scope `admin`; needed only by stages that talk to the gateway. `make setup` writes it."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     """Exam questions asked at once."""
+    gateway_patience_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0
+    """Longest time that an exam waits for a gateway or an engine that went away, in seconds."""
+    guard: Literal["warn", "block", "off"] = "warn"
+    """General questions beside the exam: tell of forgetting, let it stand in the way of promotion, or do not ask."""
+    judge_url: AnyHttpUrl | None = None
+    """OpenAI-compatible endpoint that compares free answers, up to and with `/v1`; empty: none."""
+    judge_name: str = ""
+    """Served name to ask there."""
+    judge_api_key: SecretStr | None = None
+    """Bearer key for it; empty: none."""
     generated_dir: Path = Path("data/generated")
     """Where `generate` keeps candidates and `review.csv`, a folder a domain."""
     generator_url: AnyHttpUrl | None = None
@@ -59,16 +69,19 @@ class TrainerSettings(BaseSettings):
     """Requests under way at once."""
     generator_timeout_s: Annotated[float, Field(gt=0)] = 120
     """Longest wait for an answer, in seconds."""
+    report_to: str = "tensorboard"
+    """Where metrics go beside the run's events: `tensorboard`, `wandb`, `mlflow`, several with commas, or `none`."""
 
-    @field_validator("generator_url")
+    @field_validator("generator_url", "judge_url")
     @classmethod
-    def _no_key_in_the_url(cls, url: AnyHttpUrl | None) -> AnyHttpUrl | None:
+    def _no_key_in_the_url(cls, url: AnyHttpUrl | None, info: ValidationInfo) -> AnyHttpUrl | None:
         # The URL is not kept secret: its host is told, and libraries log the rest.
         if url and (url.username or url.password or url.query):
-            raise ValueError("holds a user name, a password or a query; a key belongs in TRAINER_GENERATOR_API_KEY")
+            key = f"TRAINER_{str(info.field_name).removesuffix('_url').upper()}_API_KEY"
+            raise ValueError(f"holds a user name, a password or a query; a key belongs in {key}")
         return url
 
-    @field_validator("generator_api_key")
+    @field_validator("generator_api_key", "judge_api_key")
     @classmethod
     def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
         if key is None:
@@ -78,9 +91,6 @@ class TrainerSettings(BaseSettings):
         if not re.fullmatch(r"[!-~]+", stripped):
             raise ValueError("holds white space or letters that no key has")
         return SecretStr(stripped)
-
-    report_to: str = "tensorboard"
-    """Where metrics go beside the run's events: `tensorboard`, `wandb`, `mlflow`, several with commas, or `none`."""
 
     @property
     def reporters(self) -> tuple[str, ...]:

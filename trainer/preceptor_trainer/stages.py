@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from preceptor_contracts.domains import DomainFolder, find_domain
 from preceptor_contracts.errors import InvalidInput, PreceptorError
-from preceptor_contracts.files import sha256_file, write_atomic
 from preceptor_contracts.frozen import Frozen
 from preceptor_contracts.manifest import ParityCertificate
 from preceptor_contracts.report import Verdict
 
+from preceptor_trainer.evaluate.judge import Judge
 from preceptor_trainer.gateway import Gateway
 from preceptor_trainer.hardware import detect_hardware, matrix_rate
 from preceptor_trainer.prepare import dataset as preparing
@@ -34,6 +35,17 @@ _FOLLOW_S = 600
 """Seconds that the other processes of a training wait for the first to plan it."""
 
 
+class ExamWishes(NamedTuple):
+    """What one command adds to an exam."""
+
+    also: tuple[str, ...] = ()
+    """Further served names that sit it."""
+    text: Path | None = None
+    """A text file whose perplexity is measured."""
+    guard: bool | None = None
+    """Ask general questions; None leaves it to the settings."""
+
+
 class Workshop(NamedTuple):
     """What every stage works with."""
 
@@ -41,6 +53,9 @@ class Workshop(NamedTuple):
     terminal: Terminal
     connect: Callable[[TrainerSettings], Gateway] = Gateway.of
     """Opens the gateway; tests put a fake one here."""
+    exam: ExamWishes = ExamWishes()
+    judge: Callable[[TrainerSettings], Judge] = Judge.of
+    """Opens the judge; tests put a fake one here."""
 
 
 class Evaluated(Frozen):
@@ -225,57 +240,9 @@ def _prove(shop: Workshop, run: RunDir, folder: DomainFolder) -> Proofs:
 
 def evaluate(shop: Workshop, run: RunDir) -> Evaluated:
     """Has base and adapter sit the exam as served, and writes the report."""
-    from preceptor_trainer.evaluate.exam import AnswerRow, examine
-    from preceptor_trainer.evaluate.graders import grader_for
-    from preceptor_trainer.evaluate.reporting import (
-        Circumstances,
-        keep_report,
-        make_report,
-        report_markdown,
-        report_table,
-    )
-    from preceptor_trainer.publish import Published
-    from preceptor_trainer.registry.model_card import keep_card
+    from preceptor_trainer.evaluate.stage import evaluate_run
 
-    settings, folder = shop.settings, folder_of(shop, run)
-    exam_sha = sha256_file(folder.exam)
-    if exam_sha != run.spec.exam_sha:
-        raise InvalidInput(
-            f"{folder.exam} was changed after run {run.id!r} was prepared, so nothing says that its questions were not "
-            "trained on.",
-            code="exam_changed",
-            hint=f"Restore it, or start a new run: preceptor-trainer run {run.spec.domain}",
-        )
-    questions = preparing.read_exam(folder)
-    grader = grader_for(folder, questions)
-    adapter = run.result(Stage.PUBLISH, Published).adapter
-    started = time.monotonic()
-
-    async def sit() -> tuple[list[AnswerRow], str]:
-        async with shop.connect(settings) as gateway:
-            engine = (await gateway.health()).engine
-            with shop.terminal.progress("exam", 2 * len(questions)) as tick:
-                rows = await examine(
-                    gateway,
-                    grader,
-                    questions,
-                    {"base": f"{run.spec.domain}:base", "adapter": f"{run.spec.domain}:{adapter}"},
-                    run.path / "answers.jsonl",
-                    concurrency=settings.concurrency,
-                    tick=tick,
-                )
-            return rows, engine
-
-    rows, engine = asyncio.run(sit())
-    report = make_report(rows, Circumstances(run.spec.domain, run.id, exam_sha, time.monotonic() - started, engine))
-    text = report.model_dump_json(indent=2) + "\n"
-    write_atomic(run.path / "report.json", text)
-    write_atomic(run.path / "report.md", report_markdown(report))
-    name = keep_report(settings.adapters_dir / adapter, f"{exam_sha[:12]}-{run.id}", text)
-    keep_card(settings, adapter)
-    shop.terminal.show(report_table(report))
-    shop.terminal.say(report.reason)
-    return Evaluated(report=name, verdict=report.verdict, reason=report.reason)
+    return evaluate_run(shop, run)
 
 
 def promote(shop: Workshop, run: RunDir) -> Promoted:

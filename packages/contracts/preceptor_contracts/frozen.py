@@ -97,6 +97,8 @@ def read_lines(path: Path) -> Iterator[Line | InvalidInput]:
             yield Line(number, json.loads(text))
         except json.JSONDecodeError as error:
             yield InvalidInput(f"{path} line {number}: not valid JSON: {error.msg} at column {error.colno}.")
+        except (ValueError, RecursionError) as error:  # an integer of thousands of digits, brackets without end
+            yield InvalidInput(f"{path} line {number}: not valid JSON: {error}.")
 
 
 def read_jsonl(path: Path, kind: TypeAdapter[T], *, shown: int = 10) -> tuple[T, ...]:

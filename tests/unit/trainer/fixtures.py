@@ -14,8 +14,12 @@ from preceptor_contracts.mcq import McqItem
 from preceptor_contracts.messages import Message
 from preceptor_contracts.prompts import render_chat, render_mcq
 from preceptor_contracts.wire import RenderRequest
+from preceptor_trainer import pipeline
 from preceptor_trainer.gateway import Gateway
+from preceptor_trainer.recipes import Overrides
+from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.settings import TrainerSettings
+from preceptor_trainer.stages import Promoted, Workshop
 from preceptor_trainer.tokens import load_tokenizer, prompt_ids
 
 CHAT_TEMPLATE = (
@@ -135,6 +139,18 @@ class FakeGateway:
         self._tokenizer = load_tokenizer(settings.base_model)
         self.canary_fails = False
         self.adapter_is_right: Callable[[str], bool] = lambda question: True
+        self.asked: list[tuple[str, str]] = []
+        """Served name and path of everything that was asked of a served name."""
+        self.says: Callable[[str, str], str] = lambda served, question: ""
+        """Answer of a served name to a chat."""
+        self.likes: Callable[[str, str], float] = lambda served, text: -1.0
+        """Log-probability that a served name gives each token of a text."""
+        self.served = ["plants:base", "base"]
+        self.engine = "fake 1"
+        self.pretended: set[str] = set()
+        """Adapters that no training made."""
+        self.refuse: Callable[[int], httpx.Response | None] = lambda count: None
+        """What the so-manieth question to a served name gets in place of an answer."""
 
     def connect(self, settings: TrainerSettings) -> Gateway:
         """Opens a client on this gateway in place of one on the network."""
@@ -143,7 +159,7 @@ class FakeGateway:
     def _answer(self, request: httpx.Request) -> httpx.Response:
         path, body = request.url.path, json.loads(request.content or "{}")
         if path == "/health":
-            return httpx.Response(200, json={"status": "ok", "engine": "fake 1", "domains": 1, "adapters_ready": 0})
+            return httpx.Response(200, json={"status": "ok", "engine": self.engine, "domains": 1, "adapters_ready": 0})
         if path.endswith("/render"):
             return self._render(path.split("/")[3], body)
         if path == "/v1/adapters":
@@ -156,8 +172,10 @@ class FakeGateway:
             self.promoted.append(body)
             answer = {"domain": path.split("/")[3], "promoted": body["adapter"], "previous": None}
             return httpx.Response(200, json=answer)
-        if path == "/submit_mcq":
-            return self._mcq(body)
+        if path == "/v1/models":
+            return self._models()
+        if path in {"/submit_mcq", "/v1/chat/completions", "/v1/completions"}:
+            return self._ask(path, body)
         raise AssertionError(f"the trainer asked for {path}")
 
     def _domain(self, name: str) -> Domain:
@@ -174,8 +192,10 @@ class FakeGateway:
         return httpx.Response(200, json={"messages": [message.model_dump() for message in messages], "token_ids": ids})
 
     def _register(self, name: str) -> httpx.Response:
-        verify_files(read_adapter(self.settings.adapters_dir / name))
+        if name not in self.pretended:
+            verify_files(read_adapter(self.settings.adapters_dir / name))
         self.registered.append(name)
+        self.served.append(f"{name.rpartition('-v')[0]}:{name}")
         self.pinned.add(name)
         state = "failed" if self.canary_fails else "ready"
         view = {"adapter": name, "domain": "plants", "served": f"plants:{name}", "state": state, "reason": "canary"}
@@ -226,3 +246,45 @@ class FakeGateway:
             "request_id": "r",
         }
         return httpx.Response(200, json=answered)
+
+    def _models(self) -> httpx.Response:
+        return httpx.Response(200, json={"object": "list", "data": [{"id": name} for name in self.served]})
+
+    def _ask(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        if (refusal := self.refuse(len(self.asked) + 1)) is not None:
+            return refusal
+        served = body["model"]
+        if served not in self.served:
+            problem = {"message": f"{served!r} is not loaded.", "type": "x", "code": "adapter_not_loaded"}
+            return httpx.Response(503, json={"error": problem, "request_id": "1"}, headers={"retry-after": "0"})
+        self.asked.append((served, path))
+        if path == "/submit_mcq":
+            return self._mcq(body)
+        if path == "/v1/completions":
+            return self._score(served, body["prompt"])
+        answer = self.says(served, body["messages"][-1]["content"])
+        return httpx.Response(200, json={"choices": [{"message": {"role": "assistant", "content": answer}}]})
+
+    def _score(self, served: str, prompts: list[list[int]]) -> httpx.Response:
+        choices = []
+        for index, ids in enumerate(prompts):
+            logprob = self.likes(served, str(self._tokenizer.decode(ids)))
+            entries = [None, *({str(token): {"logprob": logprob, "rank": 1}} for token in ids[1:])]
+            choices.append({"index": index, "text": "", "prompt_logprobs": entries})
+        return httpx.Response(200, json={"choices": choices})
+
+
+def published_run(shop: Workshop, gateway: FakeGateway, recipe: str) -> RunDir:
+    """Makes a run whose adapter was published without any training, for what comes after."""
+    from preceptor_trainer.publish import Published  # imports TRL
+
+    run = pipeline.start_run(shop, "plants", Overrides(recipe=recipe))
+    name = f"plants-v1-{run.id[-4:]}0000"
+    (shop.settings.adapters_dir / name).mkdir(parents=True)
+    gateway.pretended.add(name)
+    gateway._register(name)
+    nothing = Promoted(promoted=False, reason="pretended")
+    run.finish(Stage.PLAN, nothing)
+    run.finish(Stage.TRAIN, nothing)
+    run.finish(Stage.PUBLISH, Published(adapter=name, parity_samples=1, canary_separation=1, load_seconds=0))
+    return run

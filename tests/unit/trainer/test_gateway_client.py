@@ -7,7 +7,7 @@ import pytest
 from preceptor_contracts.errors import PrerequisiteError
 from preceptor_contracts.mcq import McqItem
 from preceptor_trainer.concurrently import each
-from preceptor_trainer.gateway import ATTEMPTS, Gateway, GatewayFailure
+from preceptor_trainer.gateway import ATTEMPTS, Gateway, GatewayBusy, GatewayFailure
 
 HEALTH = {"status": "ok", "engine": "vllm", "domains": 1, "adapters_ready": 0}
 
@@ -47,6 +47,29 @@ async def test_a_gateway_that_is_not_there_says_how_to_start_it() -> None:
         with pytest.raises(PrerequisiteError) as caught:
             await gateway.health()
     assert caught.value.hint == "Start the stack: make serve"
+
+
+async def test_a_password_in_its_url_is_not_shown() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    async with Gateway("http://me:s3cret@gateway:8000/", "k", transport=httpx.MockTransport(answer)) as gateway:
+        with pytest.raises(PrerequisiteError) as caught:
+            await gateway.health()
+    assert caught.value.message == "The gateway at http://gateway:8000 does not answer."
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "passes"),
+    [(503, "engine_down", True), (502, "engine_error", True), (503, "adapter_failed", False), (404, "x", False)],
+)
+async def test_a_failure_that_may_pass_is_told_apart(status: int, code: str, passes: bool) -> None:
+    problem = {"error": {"message": "No.", "type": "x", "code": code}, "hint": "", "request_id": "r"}
+    response = httpx.Response(status, headers={"retry-after": "0"}, json=problem)
+    async with _gateway(lambda request: response) as gateway:
+        with pytest.raises(GatewayFailure) as caught:
+            await gateway.health()
+    assert isinstance(caught.value, GatewayBusy) is passes
 
 
 async def test_a_wrong_key_is_a_missing_prerequisite() -> None:

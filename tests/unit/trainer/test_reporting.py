@@ -4,16 +4,20 @@ from pathlib import Path
 
 import pytest
 from preceptor_contracts.report import Verdict
-from preceptor_trainer.evaluate.exam import AnswerRow, SideName
+from preceptor_trainer.evaluate.exam import AnswerRow
 from preceptor_trainer.evaluate.graders import Graded
-from preceptor_trainer.evaluate.reporting import Circumstances, keep_report, make_report, report_markdown
+from preceptor_trainer.evaluate.reliability import write_plot
+from preceptor_trainer.evaluate.rendering import report_markdown
+from preceptor_trainer.evaluate.reporting import Circumstances, keep_report, make_report
+from preceptor_trainer.evaluate.sitting import Sitting
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries
 ABOUT = Circumstances("plants", "plants-run", "0" * 64, 3.21, "fake 1")
 
 
-def _rows(base_right: int, adapter_right: int, n: int, *, probabilities: bool = True) -> list[AnswerRow]:
+def _rows(base_right: int, adapter_right: int, n: int, *, probabilities: bool = True) -> Sitting:
     rows = []
-    sides: list[tuple[SideName, int]] = [("base", base_right), ("adapter", adapter_right)]
+    sides: list[tuple[str, int]] = [("base", base_right), ("adapter", adapter_right)]
     for side, right in sides:
         for at in range(n):
             hit = at < right
@@ -35,7 +39,7 @@ def _rows(base_right: int, adapter_right: int, n: int, *, probabilities: bool = 
                     graded=graded,
                 )
             )
-    return rows
+    return Sitting(tuple(rows))
 
 
 def test_the_report_compares_both_sides_in_all_by_group_and_by_topic() -> None:
@@ -62,6 +66,39 @@ def test_the_same_answers_on_both_sides_are_too_few() -> None:
 def test_markdown_names_every_number() -> None:
     text = report_markdown(make_report(_rows(10, 28, 40), ABOUT))
     for part in ("plants: better", "| all | 40 |", "group: near", "topic: t0", "fake 1", "ECE"):
+        assert part in text
+
+
+def test_the_report_names_what_flipped_what_n_can_tell_and_who_else_sat_the_exam() -> None:
+    sitting = _rows(10, 28, 40)
+    third = tuple(
+        row.model_copy(update={"side": "also plants", "served": "plants"}) for row in sitting.rows if row.side == "base"
+    )
+    report = make_report(Sitting(sitting.rows + third), ABOUT)
+    assert report.flips is not None
+    assert report.flips.gained == tuple(f"q{at}" for at in range(10, 28))
+    assert report.flips.lost == ()
+    assert report.difference_ci95 is not None
+    assert report.difference_ci95[0] < 0.45 < report.difference_ci95[1]
+    assert [(other.side.served, other.difference) for other in report.others] == [("plants", 0)]
+    text = report_markdown(report)
+    for part in ("n = 40 is enough", "Gained: 18 (q10, q11", "| `plants` | 0.250", "reliability.svg"):
+        assert part in text
+
+
+def test_a_difference_that_can_be_chance_is_told_with_the_questions_it_would_take() -> None:
+    text = report_markdown(make_report(_rows(10, 12, 40), ABOUT))
+    assert "n is too small to tell: with n = 40" in text
+    assert "questions would be needed" in text
+
+
+def test_the_reliability_plot_shows_every_side_and_is_the_same_every_time(tmp_path: Path) -> None:
+    report = make_report(_rows(10, 28, 40), ABOUT)
+    for name in ("one.svg", "two.svg"):
+        write_plot(tmp_path / name, report.calibration)
+    text = (tmp_path / "one.svg").read_text(encoding="utf-8")
+    assert text == (tmp_path / "two.svg").read_text(encoding="utf-8")
+    for part in ("plants:base", "plants:adapter", ">40<", "calibrated"):
         assert part in text
 
 

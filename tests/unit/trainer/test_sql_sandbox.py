@@ -90,6 +90,23 @@ def test_a_huge_value_is_refused(sandbox: SqlSandbox) -> None:
 
 
 @pytest.mark.parametrize(
+    "query",
+    [
+        f"{ENDLESS}hex(zeroblob(40000)) FROM n LIMIT 900",
+        "SELECT printf('%.*c', 99000, 'a') LIKE '%' || printf('%.*c', 40000, 'a') || 'b'",
+    ],
+)
+def test_long_values_and_patterns_are_refused(sandbox: SqlSandbox, query: str) -> None:
+    assert isinstance(sandbox.run(query), Refusal)
+
+
+def test_one_call_that_the_clock_cannot_stop_ends_soon_all_the_same(sandbox: SqlSandbox) -> None:
+    started = time.monotonic()
+    sandbox.run("SELECT instr(printf('%.*c', 99000, 'a'), printf('%.*c', 49000, 'a') || 'b')")
+    assert time.monotonic() - started < TIME_LIMIT_S + 2
+
+
+@pytest.mark.parametrize(
     ("expected", "answer", "right"),
     [
         ("SELECT name FROM plants", "SELECT name FROM plants ORDER BY height DESC", True),

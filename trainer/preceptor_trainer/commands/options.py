@@ -25,6 +25,11 @@ EpochsOption = Annotated[float | None, typer.Option(help="Passes over the record
 StepsOption = Annotated[int | None, typer.Option("--max-steps", help="End training after so many steps.")]
 DataOption = Annotated[Path | None, typer.Option(help="JSONL records to train on in place of the domain's.")]
 SeedOption = Annotated[int | None, typer.Option(help="Of weights and order.")]
+AlsoOption = Annotated[list[str] | None, typer.Option(help="A further served name that sits the exam; repeatable.")]
+PassageOption = Annotated[Path | None, typer.Option("--text", help="A UTF-8 text whose perplexity is measured too.")]
+GuardOption = Annotated[
+    bool | None, typer.Option("--guard/--no-guard", help="Ask general questions too; else as TRAINER_GUARD says.")
+]
 PromoteOption = Annotated[bool, typer.Option("--yes-promote/--no-promote", help="Promote the adapter if it is better.")]
 
 

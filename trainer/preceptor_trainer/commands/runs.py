@@ -11,10 +11,13 @@ from preceptor_trainer import pipeline
 from preceptor_trainer.commands import options
 from preceptor_trainer.commands.options import (
     NOT_BETTER,
+    AlsoOption,
     DataOption,
     DomainArgument,
     EpochsOption,
+    GuardOption,
     MethodOption,
+    PassageOption,
     PromoteOption,
     RecipeOption,
     RunArgument,
@@ -26,7 +29,7 @@ from preceptor_trainer.commands.options import (
 from preceptor_trainer.ranks import is_follower, ranks
 from preceptor_trainer.recipes import Overrides
 from preceptor_trainer.runs import RunDir, Stage
-from preceptor_trainer.stages import Evaluated, Promoted, Workshop, follow
+from preceptor_trainer.stages import Evaluated, ExamWishes, Promoted, Workshop, follow
 
 
 def run(
@@ -80,9 +83,11 @@ def publish(run_id: RunArgument) -> int:
     return _redo(run_id, Stage.PUBLISH)
 
 
-def evaluate(run_id: RunArgument) -> int:
+def evaluate(
+    run_id: RunArgument, also: AlsoOption = None, text: PassageOption = None, guard: GuardOption = None
+) -> int:
     """Has base and adapter sit the exam as served, and writes the report."""
-    return _redo(run_id, Stage.EVALUATE)
+    return _redo(run_id, Stage.EVALUATE, exam=ExamWishes(also=tuple(also or ()), text=text, guard=guard))
 
 
 def promote(run_id: RunArgument) -> int:
@@ -127,8 +132,8 @@ def _begin(domain: str, overrides: Overrides, data: Path | None, *, last: Stage)
     return 0
 
 
-def _redo(run_id: str, stage: Stage) -> int:
-    shop = options.open_shop()
+def _redo(run_id: str, stage: Stage, *, exam: ExamWishes = ExamWishes()) -> int:  # noqa: B008  # immutable
+    shop = options.open_shop()._replace(exam=exam)
     opened = open_run(shop, run_id)
     with opened.exclusive():
         pipeline.redo(shop, opened, stage)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from preceptor_contracts.domains import DomainFolder
 from preceptor_contracts.errors import InvalidInput
 from preceptor_contracts.frozen import Frozen
 from preceptor_contracts.mcq import Scoring
-from preceptor_contracts.records import McqQuestion, Question, SqlQuestion
+from preceptor_contracts.records import (
+    ExactQuestion,
+    JudgeQuestion,
+    KeypointsQuestion,
+    McqQuestion,
+    Question,
+    SqlQuestion,
+)
 
 from preceptor_trainer.evaluate.sql_sandbox import Refusal, Rows, SqlSandbox, clean_query, is_ordered, same_rows
+from preceptor_trainer.evaluate.wording import same_words, says, words
 from preceptor_trainer.gateway import Gateway
 
 
@@ -111,8 +119,104 @@ class SqlGrader:
         return ""
 
 
+class ExactGrader:
+    """Right is the expected answer or one that is accepted, but for case, white space and a last full stop.
+
+    Args:
+        max_tokens: Limit on an answer.
+    """
+
+    def __init__(self, *, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+
+    async def ask(self, gateway: Gateway, served: str, question: Question) -> Graded:
+        """Asks `/v1/chat/completions`."""
+        if not isinstance(question, ExactQuestion):
+            raise TypeError(f"{question.id!r} is no question with an exact answer")
+        return grade_exact(question, await gateway.chat(served, question.question, max_tokens=self._max_tokens))
+
+
+def grade_exact(question: ExactQuestion, answer: str) -> Graded:
+    """Compares an answer with those that are right."""
+    correct = any(same_words(expected, answer) for expected in (question.answer, *question.accept))
+    reason = "" if correct else "it is another answer"
+    return Graded(answer=answer, expected=question.answer, correct=correct, reason=reason)
+
+
+class KeypointsGrader:
+    """Right is an answer that says every point, in any of its wordings, and nothing of what is forbidden.
+
+    Args:
+        max_tokens: Limit on an answer.
+    """
+
+    def __init__(self, *, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+
+    async def ask(self, gateway: Gateway, served: str, question: Question) -> Graded:
+        """Asks `/v1/chat/completions`."""
+        if not isinstance(question, KeypointsQuestion):
+            raise TypeError(f"{question.id!r} is no question with key points")
+        return grade_keypoints(question, await gateway.chat(served, question.question, max_tokens=self._max_tokens))
+
+
+def grade_keypoints(question: KeypointsQuestion, answer: str) -> Graded:
+    """Looks for every point and for what is forbidden, by words in a row."""
+    said = words(answer)
+    missing = [point.any_of[0] for point in question.points if not any(says(said, words(one)) for one in point.any_of)]
+    wrong = [one for one in question.forbidden if says(said, words(one))]
+    faults = [f"it does not say {one!r}" for one in missing] + [f"it says {one!r}" for one in wrong]
+    expected = "; ".join(point.any_of[0] for point in question.points)
+    return Graded(answer=answer, expected=expected, correct=not faults, reason="; ".join(faults))
+
+
+class JudgeGrader:
+    """Only asks: a free answer is worth something beside another one, see `judge`.
+
+    Args:
+        max_tokens: Limit on an answer.
+    """
+
+    def __init__(self, *, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+
+    async def ask(self, gateway: Gateway, served: str, question: Question) -> Graded:
+        """Asks `/v1/chat/completions`."""
+        if not isinstance(question, JudgeQuestion):
+            raise TypeError(f"{question.id!r} is no question for a judge")
+        answer = await gateway.chat(served, question.question, max_tokens=self._max_tokens)
+        return Graded(answer=answer, expected=question.reference, correct=False, reason="not compared yet")
+
+
+class MixedGrader:
+    """Hands every question to the grader of its kind.
+
+    Args:
+        by_kind: Grader of each kind in the exam.
+    """
+
+    def __init__(self, by_kind: Mapping[str, Grader]) -> None:
+        self._by_kind = by_kind
+
+    async def ask(self, gateway: Gateway, served: str, question: Question) -> Graded:
+        """Asks as the question's kind does."""
+        return await self._by_kind[question.kind].ask(gateway, served, question)
+
+
 def grader_for(folder: DomainFolder, questions: Sequence[Question]) -> Grader:
-    """Makes the grader that a domain names."""
-    if folder.domain.grader == "mcq":
-        return McqGrader()
-    return SqlGrader(SqlSandbox(folder.database), questions, max_tokens=folder.domain.max_answer_tokens)
+    """Makes the grader for an exam's questions, of one kind or several.
+
+    Raises:
+        InvalidInput: The domain's database or an expected query is broken.
+    """
+    limit = folder.domain.max_answer_tokens
+    kinds = {question.kind for question in questions}
+    graders: dict[str, Grader] = {
+        "mcq": McqGrader(),
+        "exact": ExactGrader(max_tokens=limit),
+        "keypoints": KeypointsGrader(max_tokens=limit),
+        "judge": JudgeGrader(max_tokens=limit),
+    }
+    if "sql" in kinds:
+        graders["sql"] = SqlGrader(SqlSandbox(folder.database), questions, max_tokens=limit)
+    return MixedGrader(graders)

@@ -1,18 +1,18 @@
-"""Answers become a report: as data, as Markdown, as a table."""
+"""Answers become a report: base against adapter, and whatever else sat the exam beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from preceptor_contracts.files import sync_folder, write_atomic
-from preceptor_contracts.report import Calibration, Comparison, Report, Side
-from rich.table import Table
+from preceptor_contracts.report import Comparison, Flips, Guard, Judging, Opponent, Perplexity, Report, Verdict
 
 from preceptor_trainer.evaluate import statistics
-from preceptor_trainer.evaluate.exam import AnswerRow
+from preceptor_trainer.evaluate.exam import ADAPTER, BASE, AnswerRow
+from preceptor_trainer.evaluate.sitting import Sitting
 
 
 class Circumstances(NamedTuple):
@@ -23,79 +23,60 @@ class Circumstances(NamedTuple):
     exam_sha: str
     seconds: float
     engine: str
+    judging: Judging | None = None
+    guard: Guard | None = None
+    forgetting_blocks: bool = False
+    """An adapter that forgot is not called better."""
+    perplexity: tuple[Perplexity, ...] = ()
 
 
-def make_report(rows: Sequence[AnswerRow], circumstances: Circumstances) -> Report:
+def make_report(sitting: Sitting, circumstances: Circumstances) -> Report:
     """Compares the two sides, in all, by group and by topic.
 
     Args:
-        rows: Both sides' answers to the same questions.
+        sitting: Everybody's answers to the same questions.
         circumstances: What the answers do not say.
     """
-    whole = _compare(rows)
-    only_base, only_adapter = _discordant(rows)
-    judgement = statistics.judge(whole.n, only_base, only_adapter)
+    whole, paired = compare(sitting), sitting.pair(BASE, ADAPTER)
+    counts = whole.n, len(paired.only_first), len(paired.only_second)
+    judgement, guard = statistics.judge(*counts), circumstances.guard
+    verdict, reason = judgement
+    if guard is not None and guard.forgot and circumstances.forgetting_blocks and verdict is Verdict.BETTER:
+        verdict = Verdict.NOT_BETTER
+        reason = f"It is better at the exam, and forgot what TRAINER_GUARD=block protects. {guard.reason} {reason}"
     return Report(
         **dict(whole),
         domain=circumstances.domain,
         run_id=circumstances.run_id,
         exam_sha=circumstances.exam_sha,
-        verdict=judgement.verdict,
-        reason=judgement.reason,
-        groups=_by(rows, lambda row: row.group),
-        topics=_by(rows, lambda row: row.topic),
-        calibration=tuple(_calibration(rows)),
+        verdict=verdict,
+        reason=reason,
+        groups=_by(sitting, lambda row: row.group),
+        topics=_by(sitting, lambda row: row.topic),
+        calibration=tuple(found for side in sitting.sides if (found := sitting.calibration(side))),
         seconds=round(circumstances.seconds, 1),
         engine=circumstances.engine,
         created_at=datetime.now(UTC),
+        others=tuple(_opponent(sitting, side) for side in sitting.sides if side not in (BASE, ADAPTER)),
+        flips=Flips(gained=paired.only_second, lost=paired.only_first),
+        sample=statistics.sample_size(*counts),
+        guard=guard,
+        perplexity=circumstances.perplexity,
+        judging=circumstances.judging,
     )
 
 
-def report_table(report: Report) -> Table:
-    """Lays a report out for people."""
-    table = Table(title=f"Exam of {report.domain}, as served (n = {report.n})", title_justify="left")
-    for heading in ("", "base", "adapter", "difference", "McNemar p"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for name, item in {"all": report, **report.groups}.items():
-        table.add_row(
-            f"{name} ({item.n})",
-            _score(item.base),
-            _score(item.adapter),
-            f"{item.difference:+.3f}",
-            f"{item.mcnemar_p:.2g}",
-        )
-    table.add_row("95% interval", _interval(report.base), _interval(report.adapter), "", "")
-    if report.calibration:
-        for label, values in (
-            ("ECE", [item.ece for item in report.calibration]),
-            ("Brier", [item.brier for item in report.calibration]),
-        ):
-            table.add_row(label, *(f"{value:.3f}" for value in values), f"{values[-1] - values[0]:+.3f}", "")
-    return table
-
-
-def report_markdown(report: Report) -> str:
-    """Writes `report.md`."""
-    lines = [
-        f"# {report.domain}: {report.verdict.value.replace('_', ' ')}",
-        "",
-        report.reason,
-        "",
-        f"Run `{report.run_id}`, {report.n} questions in {report.seconds:.0f} s, answered by {report.engine}.",
-        f"Exam sha256 `{report.exam_sha}`. Intervals are Wilson's 95 %; p is McNemar's, exact and two-sided.",
-        "",
-        f"Base `{report.base.served}`, adapter `{report.adapter.served}`.",
-        "",
-        "| questions | n | base | adapter | difference | p |",
-        "|---|---|---|---|---|---|",
-        _markdown_row("all", report),
-        *(_markdown_row(f"group: {name}", item) for name, item in report.groups.items()),
-        *(_markdown_row(f"topic: {name}", item) for name, item in report.topics.items()),
-    ]
-    if report.calibration:
-        lines += ["", "| served name | ECE | Brier |", "|---|---|---|"]
-        lines += [f"| `{item.served}` | {item.ece:.3f} | {item.brier:.3f} |" for item in report.calibration]
-    return "\n".join(lines) + "\n"
+def compare(sitting: Sitting) -> Comparison:
+    """Compares the sides `base` and `adapter`."""
+    paired = sitting.pair(BASE, ADAPTER)
+    return Comparison(
+        n=paired.n,
+        base=sitting.score(BASE),
+        adapter=sitting.score(ADAPTER),
+        difference=paired.difference,
+        mcnemar_p=paired.p,
+        difference_ci95=paired.interval,
+    )
 
 
 def keep_report(adapter: Path, stem: str, text: str) -> str:
@@ -111,71 +92,18 @@ def keep_report(adapter: Path, stem: str, text: str) -> str:
     return name
 
 
-def _compare(rows: Sequence[AnswerRow]) -> Comparison:
-    base = _side([row for row in rows if row.side == "base"])
-    adapter = _side([row for row in rows if row.side == "adapter"])
-    return Comparison(
-        n=len(rows) // 2,
-        base=base,
-        adapter=adapter,
-        difference=round(adapter.accuracy - base.accuracy, 6),
-        mcnemar_p=statistics.mcnemar(*_discordant(rows)),
+def _opponent(sitting: Sitting, side: str) -> Opponent:
+    paired = sitting.pair(BASE, side)
+    return Opponent(
+        side=sitting.score(side),
+        difference=paired.difference,
+        difference_ci95=paired.interval,
+        mcnemar_p=paired.p,
     )
 
 
-def _side(rows: Sequence[AnswerRow]) -> Side:
-    correct = sum(row.graded.correct for row in rows)
-    return Side(
-        served=rows[0].served,
-        correct=correct,
-        accuracy=correct / len(rows),
-        ci95=statistics.wilson(correct, len(rows)),
-    )
-
-
-def _discordant(rows: Sequence[AnswerRow]) -> tuple[int, int]:
-    """Counts questions that only the base, and only the adapter, got right."""
-    right = {
-        side: {row.question for row in rows if row.side == side and row.graded.correct} for side in ("base", "adapter")
-    }
-    return len(right["base"] - right["adapter"]), len(right["adapter"] - right["base"])
-
-
-def _by(rows: Sequence[AnswerRow], key: Callable[[AnswerRow], str]) -> dict[str, Comparison]:
-    return {name: _compare([row for row in rows if key(row) == name]) for name in sorted({key(row) for row in rows})}
-
-
-def _calibration(rows: Sequence[AnswerRow]) -> list[Calibration]:
-    found = []
-    for side in ("base", "adapter"):
-        graded = [row.graded for row in rows if row.side == side]
-        chances = [item.probabilities for item in graded if item.probabilities is not None]
-        answers = [item.answer_index for item in graded if item.answer_index is not None]
-        if not chances:
-            continue
-        found.append(
-            Calibration(
-                served=next(row.served for row in rows if row.side == side),
-                ece=statistics.expected_calibration_error(
-                    [max(values) for values in chances], [item.correct for item in graded]
-                ),
-                brier=statistics.brier(chances, answers),
-            )
-        )
-    return found
-
-
-def _score(side: Side) -> str:
-    return f"{side.accuracy:.3f}"
-
-
-def _interval(side: Side) -> str:
-    return f"{side.ci95[0]:.3f}-{side.ci95[1]:.3f}"
-
-
-def _markdown_row(name: str, item: Comparison) -> str:
-    def cell(side: Side) -> str:
-        return f"{side.accuracy:.3f} ({side.correct}; {_interval(side)})"
-
-    cells = (name, item.n, cell(item.base), cell(item.adapter), f"{item.difference:+.3f}", f"{item.mcnemar_p:.2g}")
-    return f"| {' | '.join(str(value) for value in cells)} |"
+def _by(sitting: Sitting, key: Callable[[AnswerRow], str]) -> dict[str, Comparison]:
+    parts: dict[str, list[AnswerRow]] = {}
+    for row in sitting.rows:
+        parts.setdefault(key(row), []).append(row)
+    return {name: compare(sitting._replace(rows=tuple(parts[name]))) for name in sorted(parts)}

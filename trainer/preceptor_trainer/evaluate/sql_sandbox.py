@@ -15,8 +15,13 @@ from preceptor_contracts.frozen import read_text
 
 TIME_LIMIT_S = 0.5
 ROW_LIMIT = 1000
-_VALUE_BYTES = 1_000_000
-"""Longest value that a query may build."""
+_VALUE_BYTES = 100_000
+"""Longest value that a query may build. One function call cannot be stopped by the clock, and instr, replace and LIKE
+take up to the product of their arguments' lengths."""
+_PATTERN_BYTES = 1000
+"""Longest pattern of LIKE and GLOB, for the same reason."""
+_RESULT_BYTES = 10_000_000
+"""Longest result; rows of long values would fill the memory before there are too many of them."""
 _STEPS = 1000
 """Virtual-machine instructions between looks at the clock: far below a millisecond."""
 _ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
@@ -67,20 +72,37 @@ class SqlSandbox:
             connection.deserialize(self._image)
             connection.execute("PRAGMA query_only = ON")
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _VALUE_BYTES)
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, _PATTERN_BYTES)
             connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
             connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
             connection.set_authorizer(_authorise)
             try:
                 cursor = connection.execute(query)
-                rows = cursor.fetchmany(ROW_LIMIT + 1)
+                rows = _fetch(cursor)
             # sqlite3 raises its Warning for a second statement, ValueError for odd characters.
             except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
                 return Refusal(_reason(error, is_late=time.monotonic() > deadline))
         if cursor.description is None:
             return Refusal("it is no query")
+        if rows is None:
+            return Refusal(f"it returns more than {_RESULT_BYTES:,} bytes")
         if len(rows) > ROW_LIMIT:
             return Refusal(f"it returns more than {ROW_LIMIT} rows")
-        return Rows(len(cursor.description), tuple(tuple(row) for row in rows))
+        return Rows(len(cursor.description), tuple(rows))
+
+
+def _fetch(cursor: sqlite3.Cursor) -> list[tuple[object, ...]] | None:
+    """Reads one row more than allowed at most; None where they are too long together."""
+    rows: list[tuple[object, ...]] = []
+    size = 0
+    for row in cursor:
+        size += sum(len(value) for value in row if isinstance(value, str | bytes))
+        if size > _RESULT_BYTES:
+            return None
+        rows.append(tuple(row))
+        if len(rows) > ROW_LIMIT:
+            break
+    return rows
 
 
 def clean_query(answer: str) -> str:

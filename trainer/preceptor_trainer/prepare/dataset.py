@@ -16,6 +16,7 @@ from preceptor_contracts.frozen import Frozen, read_jsonl
 from preceptor_contracts.manifest import DatasetSummary
 from preceptor_contracts.records import QUESTIONS, RECORDS, Example, Question, Record, to_example
 
+from preceptor_trainer.evaluate.questions import check_questions
 from preceptor_trainer.prepare.leaks import Leak, find_leaks
 from preceptor_trainer.tokens import TokenisedExample, tokenise
 
@@ -94,21 +95,20 @@ def read_records(path: Path) -> tuple[Record, ...]:
     return records
 
 
-def read_exam(folder: DomainFolder) -> tuple[Question, ...]:
-    """Reads a domain's exam.
+def read_exam(folder: DomainFolder, path: Path | None = None) -> tuple[Question, ...]:
+    """Reads an exam for a domain.
+
+    Args:
+        folder: The domain's.
+        path: The exam; the domain's own unless it is given.
 
     Raises:
-        InvalidInput: Bad rows, an id used twice, or a question of another kind than the domain's grader.
+        InvalidInput: Bad rows, an id used twice, or a question that the domain cannot ask.
     """
-    questions = read_jsonl(folder.exam, QUESTIONS)
-    _refuse_repeated_ids(folder.exam, [question.id for question in questions])
-    for question in questions:
-        if folder.domain.grader not in ("mixed", question.kind):
-            raise InvalidInput(
-                f"{folder.exam}: question {question.id!r} is of kind {question.kind!r}, "
-                f"but the domain's grader is {folder.domain.grader!r}.",
-                hint="Keep one kind of question in the exam, or set grader: mixed.",
-            )
+    exam = path or folder.exam
+    questions = read_jsonl(exam, QUESTIONS)
+    _refuse_repeated_ids(exam, [question.id for question in questions])
+    check_questions(folder.domain, questions, exam)
     return questions
 
 

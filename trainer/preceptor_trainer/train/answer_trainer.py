@@ -39,8 +39,9 @@ class AnswerTrainer(SFTTrainer):
         """Those of them that were computed; a common beginning is computed once a batch."""
         super().__init__(*args, **kwargs)
         if self.args.use_cpu and self.args.world_size == 1:
-            side_by_side.prepare(self._causal(self.model))
-            use_lora_product(self.model)
+            causal = self._causal(self.model)
+            side_by_side.prepare(causal)
+            use_lora_product(causal)
 
     def get_train_dataloader(self) -> RowLoader:
         """Returns the settled batches: accelerate, which would divide them over processes, has nothing left to do."""

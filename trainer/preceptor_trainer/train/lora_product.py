@@ -89,7 +89,7 @@ def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
         plain: torch.Tensor = base(x)
         return plain
     a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
-    product: torch.Tensor = _LoraProduct.apply(
+    product: torch.Tensor = _LoraProduct.apply(  # type: ignore[no-untyped-call]  # untyped there
         x.to(base.weight.dtype), base.weight, base.bias, a, b, layer.scaling[_ADAPTER]
     )
     return product

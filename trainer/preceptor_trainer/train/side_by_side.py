@@ -165,19 +165,20 @@ def attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    groups = query.shape[1] // key.shape[1]
     shared, records = layout.shared, len(layout.gather_RS)
-    rows = [_apart(states, layout) for states in (query, key, value)]
+    own_key, own_value = _apart(key, layout), _apart(value, layout)
     parts = []
     if shared:
-        beginning = [states[:, :, :shared] for states in (query, key, value)]
-        first = _attention(*beginning, groups, scale=scaling, dropout_p=dropout, is_causal=True)
+        first_key, first_value = key[:, :, :shared], value[:, :, :shared]
+        first = _attention(
+            query[:, :, :shared], first_key, first_value, scale=scaling, dropout_p=dropout, is_causal=True
+        )
         parts.append(first.transpose(1, 2))
-        rows[1:] = [
-            torch.cat([seen.expand(records, -1, -1, -1), own], dim=2)
-            for seen, own in zip(beginning[1:], rows[1:], strict=True)
-        ]
-    own = _attention(*rows, groups, scale=scaling, dropout_p=dropout, attn_mask=layout.visible_1S)
+        own_key = torch.cat([first_key.expand(records, -1, -1, -1), own_key], dim=2)
+        own_value = torch.cat([first_value.expand(records, -1, -1, -1), own_value], dim=2)
+    own = _attention(
+        _apart(query, layout), own_key, own_value, scale=scaling, dropout_p=dropout, attn_mask=layout.visible_1S
+    )
     parts.append(own.transpose(1, 2).flatten(0, 1).index_select(0, layout.scatter_N)[None])
     return torch.cat(parts, dim=1) if shared else parts[0], None
 
@@ -185,13 +186,13 @@ def attend(
 def _apart(states: torch.Tensor, layout: Layout) -> torch.Tensor:
     """From one sequence, (1, heads, N, size), to padded records, (R, heads, S, size)."""
     picked = states[0].transpose(0, 1).index_select(0, layout.gather_RS.flatten())
-    return picked.unflatten(0, layout.gather_RS.shape).transpose(1, 2)
+    records, longest = layout.gather_RS.shape
+    return picked.view(records, longest, *picked.shape[1:]).transpose(1, 2)
 
 
-def _attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, groups: int, **settings: Any
-) -> torch.Tensor:
-    key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **settings: Any) -> torch.Tensor:
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     return scaled_dot_product_attention(query, key, value, **settings)
 
 
