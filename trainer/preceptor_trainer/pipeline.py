@@ -18,20 +18,28 @@ from preceptor_contracts.frozen import Frozen
 from preceptor_trainer import stages
 from preceptor_trainer.hardware import detect_hardware
 from preceptor_trainer.prepare import dataset as preparing
+from preceptor_trainer.prepare.dataset import Given
+from preceptor_trainer.prepare.report import Length, Reading
+from preceptor_trainer.prepare.report_page import summary_lines
+from preceptor_trainer.prepare.workplace import workplace
 from preceptor_trainer.provenance import new_spec
-from preceptor_trainer.recipes import Overrides, resolve_recipe
+from preceptor_trainer.recipes import Overrides, Recipe, resolve_recipe
 from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.stages import Workshop
 
+NOTHING_SAID = Reading()
 
-def start_run(shop: Workshop, domain: str, overrides: Overrides, *, data: Path | None = None) -> RunDir:
+def start_run(
+    shop: Workshop, domain: str, overrides: Overrides, *, data: Path | None = None, reading: Reading = NOTHING_SAID
+) -> RunDir:
     """Stage prepare: checks everything a person wrote, and only then makes a run directory.
 
     Args:
         shop: Settings and terminal.
         domain: Its name.
         overrides: Recipe choices of the command line.
-        data: Records to train on in place of the domain's.
+        data: Records to train on in place of the domain's, in any known format.
+        reading: What the command line says about the data.
 
     Raises:
         InvalidInput: Something is wrong with domain, records, exam or recipe; nothing was written.
@@ -40,7 +48,6 @@ def start_run(shop: Workshop, domain: str, overrides: Overrides, *, data: Path |
 
     settings = shop.settings
     folder = find_domain(settings.domains_dir, domain)
-    records = preparing.read_records(data or folder.train)
     questions = preparing.read_exam(folder)
     hardware = detect_hardware()
     recipe = resolve_recipe(folder.domain.recipe, overrides, hardware, domain_epochs=folder.domain.epochs)
@@ -50,29 +57,38 @@ def start_run(shop: Workshop, domain: str, overrides: Overrides, *, data: Path |
             code="rank_not_served",
             hint=f"Set ENGINE_MAX_LORA_RANK={recipe.rank} in .env and restart the engine, or lower the rank.",
         )
-    identity = identify_base_model(settings.base_model, settings.base_models_dir)
     source = base_model_source(settings.base_model, settings.base_models_dir)
-    tokenizer = load_tokenizer(source)
-    dataset = preparing.prepare(folder.domain, records, questions, tokenizer, max_length=recipe.max_length)
-    prepared = dataset.summary()
-    spec = new_spec(
-        folder,
-        recipe,
-        hardware,
-        tokenizer,
-        data=data or folder.train,
-        dataset=prepared.dataset,
-        base_model=identity,
-        base_source=source,
-    )
-    run = RunDir.create(settings.runs_dir, spec, dataset.text)
+    with workplace(settings.runs_dir) as work:
+        outcome = preparing.prepare(
+            Given(folder.domain, data or folder.train, questions, lengths_of(recipe), reading),
+            work,
+            lambda: load_tokenizer(source),
+        )
+        _, prepared = outcome.accepted()
+        spec = new_spec(
+            folder,
+            recipe,
+            hardware,
+            load_tokenizer(source),
+            data=data or folder.train,
+            dataset=prepared.dataset,
+            base_model=identify_base_model(settings.base_model, settings.base_models_dir),
+            base_source=source,
+        )
+        run = RunDir.create(settings.runs_dir, spec, work)
     run.finish(Stage.PREPARE, prepared)
+    for line in summary_lines(outcome.report):
+        shop.terminal.say(line)
     shop.terminal.say(
-        f"Run {run.id}: {prepared.dataset.records} records, {prepared.dataset.tokens:,} tokens "
-        f"({prepared.lengths.shortest} to {prepared.lengths.longest} each, median {prepared.lengths.median}), "
-        f"{prepared.dataset.duplicates_removed} duplicates removed, no exam question among them."
+        f"Run {run.id}: {prepared.dataset.records} records, {prepared.dataset.tokens:,} tokens. "
+        f"The report is {run.path / preparing.PREPARATION / 'report.md'}."
     )
     return run
+
+
+def lengths_of(recipe: Recipe) -> Length:
+    """What a recipe says about the records."""
+    return Length(recipe.max_length, recipe.validation_share, recipe.seed)
 
 
 def go_on(shop: Workshop, run: RunDir, *, last: Stage) -> None:
