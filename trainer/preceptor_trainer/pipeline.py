@@ -8,26 +8,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from preceptor_contracts.base_models import base_model_source, identify_base_model
-from preceptor_contracts.domains import find_domain
-from preceptor_contracts.errors import InvalidInput, PreceptorError
+from preceptor_contracts.domains import DomainFolder, find_domain
+from preceptor_contracts.errors import InvalidInput, PreceptorError, PrerequisiteError
 from preceptor_contracts.frozen import Frozen
+from preceptor_contracts.manifest import BaseModelIdentity
 
 from preceptor_trainer import stages
-from preceptor_trainer.hardware import detect_hardware
+from preceptor_trainer.hardware import Hardware, detect_hardware
 from preceptor_trainer.prepare import dataset as preparing
 from preceptor_trainer.prepare.dataset import Given
-from preceptor_trainer.prepare.report import Length, Reading
-from preceptor_trainer.prepare.report_page import summary_lines
+from preceptor_trainer.prepare.report import Length, PreparationReport, Reading, write_report
+from preceptor_trainer.prepare.report_page import report_page, summary_lines
 from preceptor_trainer.prepare.workplace import workplace
 from preceptor_trainer.provenance import new_spec
 from preceptor_trainer.recipes import Overrides, Recipe, resolve_recipe
 from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.stages import Workshop
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 NOTHING_SAID = Reading()
+
 
 def start_run(
     shop: Workshop, domain: str, overrides: Overrides, *, data: Path | None = None, reading: Reading = NOTHING_SAID
@@ -50,29 +57,29 @@ def start_run(
     folder = find_domain(settings.domains_dir, domain)
     questions = preparing.read_exam(folder)
     hardware = detect_hardware()
-    recipe = resolve_recipe(folder.domain.recipe, overrides, hardware, domain_epochs=folder.domain.epochs)
-    if recipe.rank > settings.engine_max_lora_rank:
-        raise InvalidInput(
-            f"Recipe {recipe.name!r} has rank {recipe.rank}; the engine serves up to {settings.engine_max_lora_rank}.",
-            code="rank_not_served",
-            hint=f"Set ENGINE_MAX_LORA_RANK={recipe.rank} in .env and restart the engine, or lower the rank.",
-        )
+    recipe = _recipe_for(shop, folder, overrides, hardware)
     source = base_model_source(settings.base_model, settings.base_models_dir)
+    given = Given(folder.domain, data or folder.train, questions, lengths_of(recipe), reading)
+
+    def base_model() -> BaseModelIdentity:
+        return identify_base_model(settings.base_model, settings.base_models_dir)
+
+    @cache
+    def tokenizer() -> PreTrainedTokenizerBase:
+        base_model()
+        return load_tokenizer(source)
+
     with workplace(settings.runs_dir) as work:
-        outcome = preparing.prepare(
-            Given(folder.domain, data or folder.train, questions, lengths_of(recipe), reading),
-            work,
-            lambda: load_tokenizer(source),
-        )
+        outcome = preparing.prepare(given, work, tokenizer)
         _, prepared = outcome.accepted()
         spec = new_spec(
             folder,
             recipe,
             hardware,
-            load_tokenizer(source),
-            data=data or folder.train,
+            tokenizer(),
+            data=given.data,
             dataset=prepared.dataset,
-            base_model=identify_base_model(settings.base_model, settings.base_models_dir),
+            base_model=base_model(),
             base_source=source,
         )
         run = RunDir.create(settings.runs_dir, spec, work)
@@ -84,6 +91,72 @@ def start_run(
         f"The report is {run.path / preparing.PREPARATION / 'report.md'}."
     )
     return run
+
+
+def _recipe_for(shop: Workshop, folder: DomainFolder, overrides: Overrides, hardware: Hardware) -> Recipe:
+    recipe = resolve_recipe(folder.domain.recipe, overrides, hardware, domain_epochs=folder.domain.epochs)
+    served = shop.settings.engine_max_lora_rank
+    if recipe.rank > served:
+        raise InvalidInput(
+            f"Recipe {recipe.name!r} has rank {recipe.rank}; the engine serves up to {served}.",
+            code="rank_not_served",
+            hint=f"Set ENGINE_MAX_LORA_RANK={recipe.rank} in .env and restart the engine, or lower the rank.",
+        )
+    return recipe
+
+
+def validate(
+    shop: Workshop,
+    domain: str,
+    overrides: Overrides,
+    *,
+    data: Path | None = None,
+    reading: Reading = NOTHING_SAID,
+    report_dir: Path | None = None,
+) -> PreparationReport:
+    """Does all of stage prepare's checks, prints the report, and makes no run.
+
+    Args:
+        shop: Settings and terminal.
+        domain: Its name.
+        overrides: Recipe choices of the command line.
+        data: Records to check in place of the domain's.
+        reading: What the command line says about the data.
+        report_dir: Where `report.json` and `report.md` are kept; None keeps none.
+
+    Raises:
+        InvalidInput: Something is wrong with domain, records, exam or recipe; the report was printed before.
+    """
+    settings = shop.settings
+    folder = find_domain(settings.domains_dir, domain)
+    questions = preparing.read_exam(folder)
+    recipe = _recipe_for(shop, folder, overrides, detect_hardware())
+    given = Given(folder.domain, data or folder.train, questions, lengths_of(recipe), reading)
+    tokenizer = _tokenizer_if_there(shop)
+    load = None if tokenizer is None else lambda: tokenizer
+    with workplace(settings.runs_dir) as work:
+        outcome = preparing.prepare(given, work, load, thorough=True)
+    shop.terminal.say(report_page(outcome.report))
+    if report_dir is not None:
+        write_report(report_dir, outcome.report)
+        shop.terminal.say(f"The report is {report_dir / 'report.md'}.")
+    if outcome.faults:
+        raise InvalidInput(
+            f"{given.data} is not fit to train on, for {len(outcome.faults)} reason(s); the report tells them.",
+            code=outcome.faults[0].code,
+            hint=" ".join(dict.fromkeys(fault.hint for fault in outcome.faults)),
+        )
+    return outcome.report
+
+
+def _tokenizer_if_there(shop: Workshop) -> PreTrainedTokenizerBase | None:
+    from preceptor_trainer.tokens import load_tokenizer
+
+    try:
+        return load_tokenizer(base_model_source(shop.settings.base_model, shop.settings.base_models_dir))
+    except PrerequisiteError as error:
+        shop.terminal.say(f"Token lengths are not counted: {error.message}")
+        return None
 
 
 def lengths_of(recipe: Recipe) -> Length:

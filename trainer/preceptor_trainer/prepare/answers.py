@@ -1,8 +1,8 @@
 """Which option a multiple-choice row means by its answer: a letter, a number, or the option's text.
 
 Numbers are settled for a whole file, because one row cannot tell: where every number is the text of one of its row's
-options, they are texts; where a 0 occurs they count from 0; where the number of options occurs they count from 1; a file
-that shows neither, or both, is refused.
+options, they are texts; where a 0 occurs they count from 0; where the number of options occurs they count from 1; a
+file that shows neither, or both, is refused.
 """
 
 from __future__ import annotations

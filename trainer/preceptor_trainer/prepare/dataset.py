@@ -17,7 +17,7 @@ from preceptor_contracts.frozen import Frozen, read_jsonl
 from preceptor_contracts.manifest import DatasetSummary
 from preceptor_contracts.records import QUESTIONS, RECORDS, Example, Question, Record, to_example
 
-from preceptor_trainer.prepare.draft import DATASET, Draft, remove_intermediate, write_draft
+from preceptor_trainer.prepare.draft import Draft, remove_intermediate, write_draft
 from preceptor_trainer.prepare.lines import Lines, read_lines
 from preceptor_trainer.prepare.reading import look_at
 from preceptor_trainer.prepare.report import (

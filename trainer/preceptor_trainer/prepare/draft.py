@@ -182,4 +182,3 @@ def remove_intermediate(folder: Path) -> None:
 def record_at(lines: Lines, position: int) -> Record:
     """Reads one record."""
     return RECORDS.validate_json(lines[position])
-

@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -194,7 +195,7 @@ def _shingles(text: str) -> list[bytes]:
     split = words(text)
     if len(split) < 2:
         return [text.encode()] if not split else [split[0].encode()]
-    return [f"{left} {right}".encode() for left, right in zip(split, split[1:], strict=False)]
+    return [f"{left} {right}".encode() for left, right in pairwise(split)]
 
 
 def _signer() -> Callable[[list[bytes], int], bytes]:
@@ -211,7 +212,8 @@ def _signer() -> Callable[[list[bytes], int], bytes]:
         minhash = blank.copy()
         minhash.update_batch(shingles)
         rows = np.asarray(minhash.hashvalues, dtype=np.uint64).reshape(_BANDS, _ROWS)
-        return ((rows * factors).sum(axis=1, dtype=np.uint64) ^ np.uint64(salt)).tobytes()
+        bands: NDArray[np.uint64] = (rows * factors).sum(axis=1, dtype=np.uint64) ^ np.uint64(salt)
+        return bands.tobytes()
 
     return sign
 

@@ -1,4 +1,4 @@
-"""Looks for what may identify a person. A warning and never a verdict: patterns miss much and hit some that is harmless.
+"""Looks for what may identify a person. A warning, never a verdict: patterns miss much and hit some that is harmless.
 
 Found values are masked at once; no report, message or log holds one.
 """
@@ -72,8 +72,10 @@ KINDS = (
     ),
     PrivacyKind(
         "labelled id number",
-        re.compile(r"(?i)\b(?:patient|passport|insurance|medical record|mrn|ssn|id)[ -]?(?:no|nr|number|id|#)\.?[ :#]*"
-                   r"(?=[A-Z-]*\d)[A-Z0-9-]{5,20}\b"),
+        re.compile(
+            r"(?i)\b(?:patient|passport|insurance|medical record|mrn|ssn|id)[ -]?(?:no|nr|number|id|#)\.?[ :#]*"
+            r"(?=[A-Z-]*\d)[A-Z0-9-]{5,20}\b"
+        ),
         bool,
     ),
 )
@@ -108,7 +110,9 @@ def masked(text: str) -> str:
     if not _WORTH_A_LOOK.search(text):
         return text
     for kind in KINDS:
-        text = kind.pattern.sub(lambda match, kind=kind: _mask(match[0]) if kind.holds(match[0]) else match[0], text)
+        found = {match[0] for match in kind.pattern.finditer(text) if kind.holds(match[0])}
+        for value in sorted(found, key=len, reverse=True):
+            text = text.replace(value, _mask(value))
     return text
 
 

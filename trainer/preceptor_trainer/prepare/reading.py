@@ -208,7 +208,9 @@ def _delimiter_of(path: Path, head: str) -> str:
             hint="A CSV file needs a first row such as question,answer or instruction,output. " + _FORMATS,
         )
     if repeated := [name for name in names if name and names.count(name) > 1]:
-        raise InvalidInput(f"{path}: column {repeated[0]!r} stands there twice.", hint="Give every column its own name.")
+        raise InvalidInput(
+            f"{path}: column {repeated[0]!r} stands there twice.", hint="Give every column its own name."
+        )
     return best
 
 
@@ -274,7 +276,8 @@ def _csv_rows(text: TextIO, delimiter: str) -> Iterator[Row | Problem]:
             if "expected after" in str(error):
                 yield Problem(number, f"not valid CSV: {error}; a quotation mark inside quotes is written twice")
                 continue
-            yield Problem(number, f"a quotation mark is never closed, or a cell is too long ({error}); reading ends here")
+            what = "a quotation mark is never closed, or a cell is too long"
+            yield Problem(number, f"{what} ({error}); reading ends here")
             return
         if not any(cell.strip() for cell in cells):
             continue

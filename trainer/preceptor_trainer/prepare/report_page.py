@@ -26,7 +26,8 @@ def summary_lines(report: PreparationReport) -> list[str]:
         sizes = report.lengths
         lines.append(
             f"Tokens a record: {sizes.shortest} to {sizes.longest}, median {sizes.median}; "
-            f"{sizes.truncated:.1%} longer than {sizes.max_length}, {sizes.fully_masked:.1%} would lose the whole answer."
+            f"{sizes.truncated:.1%} longer than {sizes.max_length}, "
+            f"{sizes.fully_masked:.1%} would lose the whole answer."
         )
     held = sum(report.split.validation.values())
     if held:
@@ -83,9 +84,9 @@ def _lengths(lengths: LengthReport) -> Iterator[str]:
     for bound, count in lengths.histogram.items():
         yield f"| {bound} | {count} | {'█' * -(-_BAR * count // most)} |"
     yield ""
-    yield f"Shortest {lengths.shortest}, median {lengths.median}, 95 % up to {lengths.percentile_95}, "
-    yield f"longest {lengths.longest}. At `max_length` {lengths.max_length}, {lengths.truncated:.1%} would be truncated "
-    yield f"and {lengths.fully_masked:.1%} fully masked; such records are refused, never cut."
+    yield f"Shortest {lengths.shortest}, median {lengths.median}, 95 % up to {lengths.percentile_95},"
+    yield f"longest {lengths.longest}. At `max_length` {lengths.max_length}, {lengths.truncated:.1%} would be"
+    yield f"truncated and {lengths.fully_masked:.1%} fully masked; such records are refused, never cut."
 
 
 def _pairs(title: str, finding: Finding) -> Iterator[str]:

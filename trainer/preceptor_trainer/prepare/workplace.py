@@ -25,13 +25,17 @@ def workplace(root: Path) -> Iterator[Path]:
     What a killed process left behind is taken away too, an hour later: the kernel has freed its lock by then.
 
     Raises:
-        PreceptorError: The disk is full.
+        PreceptorError: Nothing can be written there, or the disk is full.
     """
     existed = root.exists()
-    root.mkdir(parents=True, exist_ok=True)
-    _sweep(root)
     folder = root / f"{_PREFIX}{secrets.token_hex(4)}.partial"
-    folder.mkdir()
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise PreceptorError(
+            f"{root} cannot be written: {error.strerror}.", hint="Set RUNS_DIR to a folder of yours."
+        ) from error
+    _sweep(root)
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
