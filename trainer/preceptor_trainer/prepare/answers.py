@@ -67,14 +67,15 @@ def find_answer(asked: Asked, counting: Counting) -> int:
         ValueError: No reading names an option, or two readings name different ones.
     """
     options, answer = asked
-    readings = {_text_of(options, answer), _letter_of(options, answer), _index_of(options, answer, counting)} - {None}
+    by = (_text_of(options, answer), _letter_of(options, answer), _index_of(options, answer, counting))
+    readings = sorted({index for index in by if index is not None})
+    if not readings:
+        labels = ", ".join(LABELS[: len(options)])
+        raise ValueError(f"{answer!r} is neither a letter ({labels}) nor a number nor the text of one of the options")
     if len(readings) > 1:
-        raise ValueError(f"{answer!r} is the text of one option and the letter of another; write the letter's text")
-    for index in readings:
-        if index is not None:
-            return index
-    labels = ", ".join(LABELS[: len(options)])
-    raise ValueError(f"{answer!r} is neither a letter ({labels}) nor a number nor the text of one of the options")
+        both = " or ".join(str(index + 1) for index in readings)
+        raise ValueError(f"{answer!r} could mean option {both}, by its text or by its place; reword the options")
+    return readings[0]
 
 
 def _index_of(options: Sequence[str], answer: str, counting: Counting) -> int | None:

@@ -92,6 +92,8 @@ class _Window:
             # A number may go on in the next piece.
             if end == len(self._held) and self._more(_CHUNK):
                 continue
+            if end - self._at > limit:
+                raise self.wrong(f"an element is longer than {limit:,} characters")
             line, self._line = self._line, self._line + self._held.count("\n", self._at, end)
             self._at = end
             return line, value
