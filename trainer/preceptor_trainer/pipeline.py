@@ -86,11 +86,18 @@ def start_run(
     run.finish(Stage.PREPARE, prepared)
     for line in summary_lines(outcome.report):
         shop.terminal.say(line)
-    shop.terminal.say(
-        f"Run {run.id}: {prepared.dataset.records} records, {prepared.dataset.tokens:,} tokens. "
-        f"The report is {run.path / preparing.PREPARATION / 'report.md'}."
-    )
+    shop.terminal.say(f"Run {run.id}: {_told(prepared)}")
     return run
+
+
+def _told(prepared: preparing.Prepared) -> str:
+    dataset, lengths = prepared.dataset, prepared.lengths
+    removed = dataset.duplicates_removed + dataset.near_duplicates_removed
+    leaked = f"{dataset.leaks.questions} exam questions" if dataset.leaks else "no exam question"
+    return (
+        f"{dataset.records} records, {dataset.tokens:,} tokens ({lengths.shortest} to {lengths.longest} each, "
+        f"median {lengths.median}), {removed} duplicates removed, {leaked} among them."
+    )
 
 
 def _recipe_for(shop: Workshop, folder: DomainFolder, overrides: Overrides, hardware: Hardware) -> Recipe:

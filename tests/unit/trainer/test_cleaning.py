@@ -18,7 +18,7 @@ from preceptor_trainer.prepare.privacy import PrivacyCheck, find_private, masked
         ("trailing  \t\nspace", "trailing\nspace"),
         ("m² ½ ﬁ", "m² ½ ﬁ"),
         ("if a:\n    b  = 1", "if a:\n    b  = 1"),
-        ("👩\u200d⚕️ می\u200cخواهم", "👩\u200d⚕️ می\u200cخواهم"),
+        ("👩\u200d⚕️ \u0645\u06cc\u200c\u062e", "👩\u200d⚕️ \u0645\u06cc\u200c\u062e"),
         ("a\u2028b", "a\nb"),
     ],
 )

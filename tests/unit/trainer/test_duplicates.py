@@ -19,8 +19,8 @@ from tests.house.tree import ROOT
 from tests.unit.trainer.fixtures import write_domain, write_jsonl
 
 LONG = (
-    "A child of four years vomits twice within ten minutes of eating a boiled egg and then becomes pale and very sleepy "
-    "so what should the parents do first"
+    "A child of four years vomits twice within ten minutes of eating a boiled egg and then becomes pale and very "
+    "sleepy so what should the parents do first"
 )
 
 

@@ -28,6 +28,8 @@ def _asked_and_answered(record: Record) -> tuple[str, str]:
 
 
 TURNS = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "Q"}]}, TURNS[1]]
+ARC = {"text": ["x", "y"], "label": ["A", "B"]}
 SHARED = [{"from": "system", "value": "S"}, {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
 
 
@@ -39,7 +41,7 @@ SHARED = [{"from": "system", "value": "S"}, {"from": "human", "value": "Q"}, {"f
         ({"instruction": "Q", "context": "I", "response": "A"}, InstructionRecord, "Q+I", "A"),
         ({"messages": TURNS}, ChatRecord, "user:Q", "A"),
         ({"messages": json.dumps(TURNS)}, ChatRecord, "user:Q", "A"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Q"}]}, TURNS[1]]}, ChatRecord, "user:Q", "A"),
+        ({"messages": PARTS}, ChatRecord, "user:Q", "A"),
         ({"messages": [{"role": "developer", "content": "S"}, *TURNS]}, ChatRecord, "system:S|user:Q", "A"),
         ({"conversations": SHARED}, ChatRecord, "system:S|user:Q", "A"),
         ({"conversations": SHARED[1:], "system": "S"}, ChatRecord, "system:S|user:Q", "A"),
@@ -57,7 +59,7 @@ SHARED = [{"from": "system", "value": "S"}, {"from": "human", "value": "Q"}, {"f
         ({"question": "Q", "options": ["A) x", "B) y"], "answer": "B)"}, McqRecord, "Q", "y"),
         ({"question": "Q", "options": ["E. coli", "S. aureus"], "answer": "A"}, McqRecord, "Q", "E. coli"),
         ({"question": "Q", "options": {"A": "x", "B": "y"}, "answer_idx": "B"}, McqRecord, "Q", "y"),
-        ({"question": "Q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}, McqRecord, "Q", "y"),
+        ({"question": "Q", "choices": ARC, "answerKey": "B"}, McqRecord, "Q", "y"),
         ({"question": "Q", "A": "x", "B": "y", "C": "", "D": "", "answer": "b"}, McqRecord, "Q", "y"),
         ({"question": "Q", "Option A": "x", "Option B": "y", "Correct Answer": "B."}, McqRecord, "Q", "y"),
         ({"question": "Q", "option_1": "x", "option_2": "y", "answer": "y."}, McqRecord, "Q", "y"),

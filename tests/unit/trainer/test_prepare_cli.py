@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -104,19 +105,24 @@ def test_a_killed_preparations_folder_is_swept_an_hour_later_and_a_living_ones_i
         old = time.time() - 7200
         os.utime(folder, (old, old))
 
-    (tmp_path / ".preparing-dead.partial").mkdir()
-    (tmp_path / ".preparing-young.partial").mkdir()
-    age(tmp_path / ".preparing-dead.partial")
-    with workplace(tmp_path) as living:
+    root = tmp_path / "runs"
+    (root / ".preparing-dead.partial").mkdir(parents=True)
+    (root / ".preparing-young.partial").mkdir()
+    age(root / ".preparing-dead.partial")
+    with workplace(root) as living:
         age(living)
-        with workplace(tmp_path):
+        with workplace(root):
             pass
         assert living.exists()
-    assert [path.name for path in tmp_path.iterdir()] == [".preparing-young.partial"]
+    assert [path.name for path in root.iterdir()] == [".preparing-young.partial"]
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(PreceptorError, match="no space left"), workplace(tmp_path / "runs") as folder:
-        (folder / "dataset.jsonl").write_text("half", encoding="utf-8")
-        raise OSError(28, "No space left on device")
+    def write_half() -> None:
+        with workplace(tmp_path / "runs") as folder:
+            (folder / "dataset.jsonl").write_text("half", encoding="utf-8")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(PreceptorError, match="no space left"):
+        write_half()
     assert not (tmp_path / "runs").exists()

@@ -138,9 +138,10 @@ class ExamIndex:
             if len(question.words) >= CONTAINED_WORDS:
                 for gram in question.grams:
                     self._holding[gram].append(at)
+        self._first_words = {gram[0] for gram in self._holding}
 
     def leaks(self, record: Record) -> list[Leak]:
-        """Returns the questions that a record gives away, each once."""
+        """Returns the questions that a record gives away, each once, exact ones first."""
         found: dict[str, Leak] = {}
         for text in _asked(record):
             asked = _fingerprint(record.id, text)
@@ -148,7 +149,7 @@ class ExamIndex:
                 found.setdefault(leak.question_id, leak)
         for leak in self._inside(record):
             found.setdefault(leak.question_id, leak)
-        return list(found.values())
+        return sorted(found.values(), key=lambda leak: leak.method)
 
     def _same(self, asked: _Fingerprint) -> Iterator[Leak]:
         gram_limit, word_limit = self._limits
@@ -168,13 +169,17 @@ class ExamIndex:
             return
         text = _all_text(record)
         split = words(text)
-        grams = {split[start : start + _GRAM] for start in range(len(split) - _GRAM + 1)}
-        counts = Counter(at for gram in grams if gram in self._holding for at in self._holding[gram])
+        starts = (start for start, word in enumerate(split) if word in self._first_words)
+        grams = {split[start : start + _GRAM] for start in starts} & self._holding.keys()
+        counts = Counter(at for gram in grams for at in self._holding[gram])
         for at, shared in sorted(counts.items()):
             question = self._exam[at]
             if shared >= CONTAINED_LIMIT * len(question.grams):
-                gram_share = jaccard(frozenset(grams), question.grams)
-                word_share = jaccard(frozenset(split), question.distinct)
+                whole = _fingerprint(record.id, text)
+                gram_share, word_share = (
+                    jaccard(whole.grams, question.grams),
+                    jaccard(whole.distinct, question.distinct),
+                )
                 yield Leak(record.id, question.id, gram_share, word_share, "ngram", text, question.text)
 
 
@@ -196,7 +201,12 @@ class _Prefixes:
     def _prefix(self, members: frozenset[Hashable]) -> list[Hashable]:
         # The small subtraction keeps 0.8 * 5 from being taken for a little more than 4.
         length = len(members) - math.ceil(self._limit * len(members) - 1e-9) + 1
-        return sorted(members, key=lambda member: (self._counts.get(member, 0), repr(member)))[:length]
+        # Members that the exam does not have are the rarest of all, and lead nowhere.
+        known = members & self._counts.keys()
+        length -= len(members) - len(known)
+        if length <= 0:
+            return []
+        return sorted(known, key=lambda member: (self._counts[member], repr(member)))[:length]
 
 
 def find_leaks(

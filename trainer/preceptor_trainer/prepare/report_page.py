@@ -8,6 +8,7 @@ from preceptor_trainer.prepare.report import Finding, LengthReport, Pair, Prepar
 
 _BAR = 40
 _ROWS = 20
+_NAMED = 3
 
 
 def report_page(report: PreparationReport) -> str:
@@ -16,23 +17,14 @@ def report_page(report: PreparationReport) -> str:
 
 
 def summary_lines(report: PreparationReport) -> list[str]:
-    """Says the most important in a few lines, for a terminal."""
-    lines = [
-        f"{report.file}: {report.read_as}; {report.rows} rows, {report.records} records, {report.bad_rows} bad rows.",
-        f"Duplicates removed: {report.exact_duplicates.count} exact, {report.near_duplicates.count} near. "
-        f"Contradictions: {report.contradictions.count}. Leaks: {report.leaks.pairs if report.leaks else 0}.",
-    ]
-    if report.lengths:
-        sizes = report.lengths
-        lines.append(
-            f"Tokens a record: {sizes.shortest} to {sizes.longest}, median {sizes.median}; "
-            f"{sizes.truncated:.1%} longer than {sizes.max_length}, "
-            f"{sizes.fully_masked:.1%} would lose the whole answer."
-        )
+    """Says what is out of the ordinary, for a terminal."""
     held = sum(report.split.validation.values())
-    if held:
-        lines.append(f"Held out for validation: {held} records, seed {report.split.seed}.")
-    return [*lines, *(f"Warning: {warning}" for warning in report.warnings)]
+    told = [f"Held out for validation: {held} records, seed {report.split.seed}."] if held else []
+    near = report.near_duplicates
+    if near.count:
+        pairs = ", ".join(f"{pair.other!r} like {pair.record!r}" for pair in near.first[:_NAMED])
+        told.append(f"Near duplicates removed: {near.count} ({pairs}{', ...' if near.count > _NAMED else ''}).")
+    return [*told, *(f"Warning: {warning}" for warning in report.warnings)]
 
 
 def _page(report: PreparationReport) -> Iterator[str]:
