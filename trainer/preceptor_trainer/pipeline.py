@@ -83,6 +83,8 @@ def start_run(
             base_source=source,
         )
         run = RunDir.create(settings.runs_dir, spec, work)
+    for warning in outcome.report.warnings:
+        run.record(Stage.PREPARE, "warning", message=warning)
     run.finish(Stage.PREPARE, prepared)
     for line in summary_lines(outcome.report):
         shop.terminal.say(line)

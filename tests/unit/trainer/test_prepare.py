@@ -11,7 +11,7 @@ from preceptor_trainer import pipeline, stages
 from preceptor_trainer.prepare.dataset import Dataset, Given, Prepared, prepare, read_exam, reload
 from preceptor_trainer.prepare.report import Length, Reading
 from preceptor_trainer.recipes import Overrides
-from preceptor_trainer.runs import RunDir
+from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.stages import Workshop
 from preceptor_trainer.tokens import load_tokenizer, tokenise, tokenise_many
 
@@ -181,6 +181,8 @@ def test_a_run_keeps_dataset_report_and_token_ids_and_nothing_else(shop: Worksho
     assert report["dataset_sha256"] == run.spec.dataset.sha256
     assert report["split"]["validation"] == {"colours": 2}
     assert report["private_data"] == {"e-mail address": 1}
+    [warning] = run.events(Stage.PREPARE, "warning")
+    assert "personal data (e-mail address: 1), first in line 1" in warning.text("message")
     page = (run.path / "preparation/report.md").read_text(encoding="utf-8")
     for part in ("| colours | 8 | 2 |", "e-mail address", "Lengths in tokens"):
         assert part in page

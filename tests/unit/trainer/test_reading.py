@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import time
 from pathlib import Path
 
@@ -98,10 +99,13 @@ def test_a_file_that_cannot_be_used_is_refused_with_the_way_out(tmp_path: Path, 
     assert caught.value.hint
 
 
-def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_file_a_folder_and_a_pipe_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="does not exist"):
         look_at(tmp_path / "none.jsonl")
     _write(tmp_path, JSONL)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidInput, match="is a pipe"):
+        look_at(tmp_path / "pipe")
     with pytest.raises(InvalidInput, match="is a folder") as caught:
         look_at(tmp_path)
     assert "data.txt" in caught.value.hint

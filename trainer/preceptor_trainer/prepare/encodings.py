@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 from preceptor_contracts.errors import InvalidInput
 
+from preceptor_trainer.prepare.privacy import masked
+
 _CHUNK = 1 << 20
 _HEAD = 4096
 _SAMPLE = 1 << 16
@@ -109,5 +111,5 @@ def _candidates(shown: bytes, sample: bytes) -> str:
     from charset_normalizer import from_bytes
 
     names = dict.fromkeys(["cp1252", *(match.encoding for match in list(from_bytes(sample))[:2])])
-    readings = {name: shown.decode(name, errors="replace").strip() for name in names}
+    readings = {name: masked(shown.decode(name, errors="replace").strip()) for name in names}
     return "It would read " + ", ".join(f"{text!r} as {name}" for name, text in readings.items()) + "."

@@ -22,6 +22,7 @@ from preceptor_contracts.errors import InvalidInput
 from preceptor_trainer.prepare.arrays import BrokenArray, array_elements
 from preceptor_trainer.prepare.encodings import detect_encoding, require_encoding
 from preceptor_trainer.prepare.formats import KNOWN_COLUMNS, column_name
+from preceptor_trainer.prepare.privacy import masked
 
 MAX_LINE = 4 * 2**20
 """Characters of one row; 131072 tokens, the most that a recipe may allow, are about half a million."""
@@ -148,6 +149,9 @@ def _read_head(path: Path) -> bytes:
     if path.is_dir():
         inside = ", ".join(sorted(entry.name for entry in path.iterdir() if entry.is_file())[:8]) or "no file"
         raise InvalidInput(f"{path} is a folder.", code="is_a_folder", hint=f"Name one file; it holds {inside}.")
+    if path.exists() and not path.is_file():
+        # A pipe can be read once only, and one that nobody writes to would hang.
+        raise InvalidInput(f"{path} is a pipe or a device.", code="not_a_file", hint="Write the rows to a file first.")
     try:
         with path.open("rb") as stream:
             head = stream.read(16)
@@ -201,7 +205,7 @@ def _delimiter_of(path: Path, head: str) -> str:
     best = max(_DELIMITERS, key=fit)
     names = [column_name(name) for name in columns(best)]
     if fit(best)[0] < 2:
-        first = head.splitlines()[0][:60]
+        first = masked(head.splitlines()[0][:60])
         raise InvalidInput(
             f"{path} begins with {first!r}, which is neither JSON nor the header of a CSV file with known columns.",
             code="unknown_format",
