@@ -59,7 +59,7 @@ def start_run(
     hardware = detect_hardware()
     recipe = _recipe_for(shop, folder, overrides, hardware)
     source = base_model_source(settings.base_model, settings.base_models_dir)
-    given = Given(folder.domain, data or folder.train, questions, lengths_of(recipe), reading)
+    given = Given(folder.domain, data or folder.train, questions, lengths_of(recipe), reading, shop.terminal.progress)
 
     def base_model() -> BaseModelIdentity:
         return identify_base_model(settings.base_model, settings.base_models_dir)
@@ -140,7 +140,7 @@ def validate(
     folder = find_domain(settings.domains_dir, domain)
     questions = preparing.read_exam(folder)
     recipe = _recipe_for(shop, folder, overrides, detect_hardware())
-    given = Given(folder.domain, data or folder.train, questions, lengths_of(recipe), reading)
+    given = Given(folder.domain, data or folder.train, questions, lengths_of(recipe), reading, shop.terminal.progress)
     tokenizer = _tokenizer_if_there(shop)
     load = None if tokenizer is None else lambda: tokenizer
     with workplace(settings.runs_dir) as work:

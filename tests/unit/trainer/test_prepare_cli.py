@@ -58,6 +58,16 @@ def test_validate_only_prints_the_report_and_makes_no_run(
     assert (tmp_path / "out/report.md").read_text(encoding="utf-8") in printed
 
 
+def test_a_long_preparation_says_how_far_it_is(
+    data: Path, recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preceptor_trainer.terminal._LINE_EVERY_S", 0.0)
+    assert cli.main(["prepare", "plants", "--recipe", recipe, "--validate-only", "--data", str(data)]) == 0
+    printed = capsys.readouterr().out
+    assert "read (MB) 0/1 after" in printed
+    assert "tokenise 0/13 after" in printed
+
+
 def test_validate_only_tells_everything_and_exits_2(
     data: Path, recipe: str, capsys: pytest.CaptureFixture[str], settings: TrainerSettings
 ) -> None:

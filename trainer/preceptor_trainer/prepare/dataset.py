@@ -34,6 +34,7 @@ from preceptor_trainer.prepare.report import (
 )
 from preceptor_trainer.prepare.tally import Tally
 from preceptor_trainer.prepare.tokenised import Tokenised, TokenWriter, is_sealed, tokenizer_sha
+from preceptor_trainer.terminal import ShowProgress, untold
 from preceptor_trainer.tokens import tokenise_many
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ class Given(NamedTuple):
     """The exam, which no record may give away."""
     length: Length
     reading: Reading = Reading()
+    show: ShowProgress = untold
+    """Shows progress."""
 
 
 class Outcome(NamedTuple):
@@ -191,13 +194,14 @@ def prepare(
     Raises:
         InvalidInput: The file is missing, in an unknown format, or breaks off. All else is in the outcome's faults.
     """
-    draft = write_draft(given.domain, look_at(given.data, given.reading.encoding), given.questions, folder)
+    source = look_at(given.data, given.reading.encoding)
+    draft = write_draft(given.domain, source, given.questions, folder, given.show)
     faults = find_faults(draft, given.reading)
     inside = folder / PREPARATION
     inside.mkdir()
     dataset = None
     if load is not None and len(draft.lines) and (thorough or not faults):
-        dataset, refused = _tokenise(given.domain, draft.lines, draft.sha256, load(), inside)
+        dataset, refused = _tokenise(given.domain, draft.lines, draft.sha256, load(), inside, given.show)
         if dataset is not None:
             faults += too_long(draft, dataset.tokenised.counts, given.length.max_length)
         faults += refused
@@ -236,18 +240,25 @@ def _dataset(domain: Domain, lines: Lines, folder: Path) -> Dataset:
 
 
 def _tokenise(
-    domain: Domain, lines: Lines, sha: str, tokenizer: PreTrainedTokenizerBase, folder: Path
+    domain: Domain,
+    lines: Lines,
+    sha: str,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    show: ShowProgress = untold,
 ) -> tuple[Dataset | None, list[Fault]]:
     """Writes the token ids of all records, or says which records the chat template cannot take."""
     refused: Tally[InvalidInput] = Tally(SHOWN)
     writer = TokenWriter(folder)
     try:
-        for batch in _batches(domain, lines):
-            for done in tokenise_many(tokenizer, batch):
-                if isinstance(done, InvalidInput):
-                    refused.add(done)
-                elif not refused.count:
-                    writer.add(done)
+        with show("tokenise", len(lines) + 1) as tick:
+            for number, batch in enumerate(_batches(domain, lines)):
+                tick(number * _BATCH)
+                for done in tokenise_many(tokenizer, batch):
+                    if isinstance(done, InvalidInput):
+                        refused.add(done)
+                    elif not refused.count:
+                        writer.add(done)
         if not refused.count:
             writer.close(sha, tokenizer_sha(tokenizer))
             return _dataset(domain, lines, folder), []

@@ -27,11 +27,13 @@ from preceptor_trainer.prepare.lines import Lines, LineWriter
 from preceptor_trainer.prepare.privacy import PrivacyCheck, masked
 from preceptor_trainer.prepare.reading import Problem, Row, Source
 from preceptor_trainer.prepare.tally import Tally
+from preceptor_trainer.terminal import ShowProgress, untold
 
 DATASET = "dataset.jsonl"
 MAX_TOPICS = 1000
 """Reports and manifests break down by topic; more are a column that means something else."""
 _ROWS = "rows.jsonl"
+_TICK = 256
 _REPLACED = "\ufffd"
 
 
@@ -121,7 +123,9 @@ class _Pass:
         self.topic_codes.append(code)
 
 
-def write_draft(domain: Domain, source: Source, questions: Sequence[Question], folder: Path) -> Draft:
+def write_draft(
+    domain: Domain, source: Source, questions: Sequence[Question], folder: Path, show: ShowProgress = untold
+) -> Draft:
     """Reads, converts, cleans and checks a data file, and writes `dataset.jsonl`.
 
     Args:
@@ -129,16 +133,21 @@ def write_draft(domain: Domain, source: Source, questions: Sequence[Question], f
         source: The data file.
         questions: The exam.
         folder: Empty; holds `dataset.jsonl` and intermediate files afterwards.
+        show: Shows progress.
 
     Raises:
         InvalidInput: The file breaks off or cannot be decoded. Bad rows are counted, not raised.
     """
     seen = _Pass(domain, source, questions, folder)
-    with closing(seen.prints), LineWriter(folder / _ROWS) as spool:
+    megabytes = source.path.stat().st_size >> 20
+    with closing(seen.prints), LineWriter(folder / _ROWS) as spool, show("read (MB)", megabytes + 1) as tick:
         for row in source.rows():
             line = seen.take(row)
             if line is not None:
                 spool.add(line)
+            if len(spool) % _TICK == 1:
+                # The file may be packed, so what was written only resembles what was read.
+                tick(min(spool.size >> 20, megabytes))
     before = spool.lines()
 
     def render(record: Record) -> Example:

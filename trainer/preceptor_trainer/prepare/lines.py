@@ -48,6 +48,11 @@ class LineWriter:
         self._ends.append(self._size)
 
     @property
+    def size(self) -> int:
+        """Bytes written."""
+        return self._size
+
+    @property
     def sha256(self) -> str:
         """Of all that was written."""
         return self._digest.hexdigest()
