@@ -8,7 +8,7 @@ import pytest
 from preceptor_contracts.domains import find_domain
 from preceptor_contracts.errors import InvalidInput
 from preceptor_trainer import pipeline, stages
-from preceptor_trainer.prepare.dataset import Dataset, Given, Prepared, prepare, read_exam, reload
+from preceptor_trainer.prepare.dataset import Dataset, Given, Prepared, prepare, read_exam, read_records, reload
 from preceptor_trainer.prepare.report import Length, Reading
 from preceptor_trainer.recipes import Overrides
 from preceptor_trainer.runs import RunDir, Stage
@@ -78,6 +78,15 @@ def test_of_very_many_bad_rows_some_are_shown_and_all_counted(shop: Workshop, re
         _start(shop, recipe)
     assert "... and 490 more." in caught.value.message
     assert len(caught.value.message.splitlines()) == 11
+
+
+def test_records_of_any_format_are_read_at_once_for_a_preview(tmp_path: Path) -> None:
+    path = tmp_path / "team.csv"
+    path.write_text("question;answer\nWhy?;So.\n;x\n", encoding="utf-8")
+    with pytest.raises(InvalidInput, match="line 3: question: empty"):
+        read_records(path)
+    path.write_text("question;answer\nWhy?;So.\n", encoding="utf-8")
+    assert [record.id for record in read_records(path)] == ["row-000002"]
 
 
 def test_an_id_used_twice_is_refused(shop: Workshop) -> None:

@@ -17,15 +17,18 @@ from preceptor_contracts.frozen import Frozen, read_jsonl
 from preceptor_contracts.manifest import DatasetSummary
 from preceptor_contracts.records import QUESTIONS, RECORDS, Example, Question, Record, to_example
 
-from preceptor_trainer.prepare.draft import Draft, remove_intermediate, write_draft
+from preceptor_trainer.prepare.cleaning import clean
+from preceptor_trainer.prepare.draft import Draft, converter_of, remove_intermediate, write_draft
 from preceptor_trainer.prepare.lines import Lines, read_lines
-from preceptor_trainer.prepare.reading import look_at
+from preceptor_trainer.prepare.privacy import masked
+from preceptor_trainer.prepare.reading import Problem, look_at
 from preceptor_trainer.prepare.report import (
     SHOWN,
     Fault,
     Length,
     PreparationReport,
     Reading,
+    bad_rows,
     find_faults,
     make_report,
     refuse,
@@ -155,6 +158,27 @@ class Outcome(NamedTuple):
             leaks=draft.leak_summary,
         )
         return self.dataset, Prepared(dataset=summary, lengths=self.dataset.lengths())
+
+
+def read_records(path: Path, encoding: str | None = None) -> tuple[Record, ...]:
+    """Reads a data file of any known format at once, for a look at it that makes no run; `prepare` checks far more.
+
+    Raises:
+        InvalidInput: The file cannot be read, or rows cannot be used, each with line and field.
+    """
+    source = look_at(path, encoding)
+    converter, records = converter_of(source), list[Record]()
+    problems: Tally[Problem] = Tally()
+    for row in source.rows():
+        if isinstance(row, Problem):
+            problems.add(row)
+            continue
+        try:
+            records.append(converter.convert(clean(row.value), row.number).record)
+        except ValueError as error:
+            problems.add(Problem(row.number, masked(str(error))))
+    refuse(bad_rows(source, problems, len(records)))
+    return tuple(records)
 
 
 def read_exam(folder: DomainFolder) -> tuple[Question, ...]:

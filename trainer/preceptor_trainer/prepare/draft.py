@@ -67,6 +67,11 @@ class Draft(NamedTuple):
     privacy: PrivacyCheck
 
 
+def converter_of(source: Source) -> Converter:
+    """Makes the converter of a file's rows."""
+    return Converter(lambda: (clean(row.value) for row in source.rows() if isinstance(row, Row)))
+
+
 class _Pass:
     """What grows while the file is read."""
 
@@ -82,7 +87,7 @@ class _Pass:
         self.prints = Fingerprints(folder)
         self._domain, self._source = domain, source
         self._exam = ExamIndex(questions)
-        self._converter = Converter(lambda: (clean(row.value) for row in source.rows() if isinstance(row, Row)))
+        self._converter = converter_of(source)
 
     def take(self, row: Row | Problem) -> bytes | None:
         """Returns a row's record as a line of JSON, or None and counts what is wrong."""

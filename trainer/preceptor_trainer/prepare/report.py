@@ -17,6 +17,7 @@ from preceptor_trainer.prepare.draft import MAX_TOPICS, Draft, record_at
 from preceptor_trainer.prepare.duplicates import Repeat
 from preceptor_trainer.prepare.lines import Lines
 from preceptor_trainer.prepare.privacy import masked
+from preceptor_trainer.prepare.reading import Problem, Source
 from preceptor_trainer.prepare.split import validation_rows
 from preceptor_trainer.prepare.tally import Tally
 from preceptor_trainer.prepare.tokenised import Counts, histogram
@@ -154,17 +155,21 @@ def refuse(faults: Sequence[Fault]) -> None:
         )
 
 
+def bad_rows(source: Source, found: Tally[Problem], records: int) -> list[Fault]:
+    """Says which rows cannot be used, or that there are none."""
+    path = source.path
+    if not found.count:
+        return [] if records else [Fault("file_empty", f"{path} holds no rows.", "Add at least one.")]
+    rows = [f"{path} {source.unit} {row.number}: {row.message}." for row in found.first[:SHOWN]]
+    message = "\n".join(rows) + (f"\n... and {found.count - SHOWN} more." if found.count > SHOWN else "")
+    hint = f"Mend {found.count} {source.unit}(s) of {path.name} and start again; nothing was written."
+    return [Fault("invalid_rows", message, hint)]
+
+
 def find_faults(draft: Draft, reading: Reading) -> list[Fault]:
     """Says what speaks against a draft, whatever its lengths are."""
-    path, found = draft.source.path, draft.problems
-    faults = []
-    if found.count:
-        rows = [f"{path} {draft.source.unit} {row.number}: {row.message}." for row in found.first[:SHOWN]]
-        message = "\n".join(rows) + (f"\n... and {found.count - SHOWN} more." if found.count > SHOWN else "")
-        hint = f"Mend {found.count} {draft.source.unit}(s) of {path.name} and start again; nothing was written."
-        faults.append(Fault("invalid_rows", message, hint))
-    elif not len(draft.lines):
-        faults.append(Fault("file_empty", f"{path} holds no rows.", "Add at least one."))
+    path = draft.source.path
+    faults = bad_rows(draft.source, draft.problems, len(draft.lines))
     if draft.repeats.repeated_ids.count:
         faults.append(_repeated_ids(draft))
     if len(draft.topics) > MAX_TOPICS:
