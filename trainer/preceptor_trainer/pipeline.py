@@ -9,30 +9,45 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from preceptor_contracts.base_models import base_model_source, identify_base_model
-from preceptor_contracts.domains import find_domain
-from preceptor_contracts.errors import InvalidInput, PreceptorError
+from preceptor_contracts.domains import DomainFolder, find_domain
+from preceptor_contracts.errors import InvalidInput, PreceptorError, PrerequisiteError
 from preceptor_contracts.frozen import Frozen
+from preceptor_contracts.manifest import BaseModelIdentity
 
 from preceptor_trainer import stages
-from preceptor_trainer.hardware import detect_hardware
+from preceptor_trainer.hardware import Hardware, detect_hardware
 from preceptor_trainer.prepare import dataset as preparing
+from preceptor_trainer.prepare.dataset import Given
+from preceptor_trainer.prepare.report import Length, PreparationReport, Reading, write_report
+from preceptor_trainer.prepare.report_page import report_page, summary_lines
+from preceptor_trainer.prepare.workplace import workplace
 from preceptor_trainer.provenance import new_spec
-from preceptor_trainer.recipes import Overrides, resolve_recipe
+from preceptor_trainer.recipes import Overrides, Recipe, resolve_recipe
 from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.stages import Workshop
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def start_run(shop: Workshop, domain: str, overrides: Overrides, *, data: Path | None = None) -> RunDir:
+NOTHING_SAID = Reading()
+
+
+def start_run(
+    shop: Workshop, domain: str, overrides: Overrides, *, data: Path | None = None, reading: Reading = NOTHING_SAID
+) -> RunDir:
     """Stage prepare: checks everything a person wrote, and only then makes a run directory.
 
     Args:
         shop: Settings and terminal.
         domain: Its name.
         overrides: Recipe choices of the command line.
-        data: Records to train on in place of the domain's.
+        data: Records to train on in place of the domain's, in any known format.
+        reading: What the command line says about the data.
 
     Raises:
         InvalidInput: Something is wrong with domain, records, exam or recipe; nothing was written.
@@ -41,39 +56,122 @@ def start_run(shop: Workshop, domain: str, overrides: Overrides, *, data: Path |
 
     settings = shop.settings
     folder = find_domain(settings.domains_dir, domain)
-    records = preparing.read_records(data or folder.train)
     questions = preparing.read_exam(folder)
     hardware = detect_hardware()
+    recipe = _recipe_for(shop, folder, overrides, hardware)
+    source = base_model_source(settings.base_model, settings.base_models_dir)
+    given = Given(folder.domain, data or folder.train, questions, lengths_of(recipe), reading, shop.terminal.progress)
+
+    def base_model() -> BaseModelIdentity:
+        return identify_base_model(settings.base_model, settings.base_models_dir)
+
+    @cache
+    def tokenizer() -> PreTrainedTokenizerBase:
+        base_model()
+        return load_tokenizer(source)
+
+    with workplace(settings.runs_dir) as work:
+        outcome = preparing.prepare(given, work, tokenizer)
+        _, prepared = outcome.accepted()
+        spec = new_spec(
+            folder,
+            recipe,
+            hardware,
+            tokenizer(),
+            data=given.data,
+            dataset=prepared.dataset,
+            base_model=base_model(),
+            base_source=source,
+        )
+        run = RunDir.create(settings.runs_dir, spec, work)
+    for warning in outcome.report.warnings:
+        run.record(Stage.PREPARE, "warning", message=warning)
+    run.finish(Stage.PREPARE, prepared)
+    for line in summary_lines(outcome.report):
+        shop.terminal.say(line)
+    shop.terminal.say(f"Run {run.id}: {_told(prepared)}")
+    return run
+
+
+def _told(prepared: preparing.Prepared) -> str:
+    dataset, lengths = prepared.dataset, prepared.lengths
+    removed = dataset.duplicates_removed + dataset.near_duplicates_removed
+    leaked = f"{dataset.leaks.questions} exam questions" if dataset.leaks else "no exam question"
+    return (
+        f"{dataset.records} records, {dataset.tokens:,} tokens ({lengths.shortest} to {lengths.longest} each, "
+        f"median {lengths.median}), {removed} duplicates removed, {leaked} among them."
+    )
+
+
+def _recipe_for(shop: Workshop, folder: DomainFolder, overrides: Overrides, hardware: Hardware) -> Recipe:
     recipe = resolve_recipe(folder.domain.recipe, overrides, hardware, domain_epochs=folder.domain.epochs)
-    if recipe.method != "full" and recipe.rank > settings.engine_max_lora_rank:
+    served = shop.settings.engine_max_lora_rank
+    if recipe.method != "full" and recipe.rank > served:
         raise InvalidInput(
-            f"Recipe {recipe.name!r} has rank {recipe.rank}; the engine serves up to {settings.engine_max_lora_rank}.",
+            f"Recipe {recipe.name!r} has rank {recipe.rank}; the engine serves up to {served}.",
             code="rank_not_served",
             hint=f"Set ENGINE_MAX_LORA_RANK={recipe.rank} in .env and restart the engine, or lower the rank.",
         )
-    identity = identify_base_model(settings.base_model, settings.base_models_dir)
-    source = base_model_source(settings.base_model, settings.base_models_dir)
-    tokenizer = load_tokenizer(source)
-    dataset = preparing.prepare(folder.domain, records, questions, tokenizer, max_length=recipe.max_length)
-    prepared = dataset.summary()
-    spec = new_spec(
-        folder,
-        recipe,
-        hardware,
-        tokenizer,
-        data=data or folder.train,
-        dataset=prepared.dataset,
-        base_model=identity,
-        base_source=source,
-    )
-    run = RunDir.create(settings.runs_dir, spec, dataset.text)
-    run.finish(Stage.PREPARE, prepared)
-    shop.terminal.say(
-        f"Run {run.id}: {prepared.dataset.records} records, {prepared.dataset.tokens:,} tokens "
-        f"({prepared.lengths.shortest} to {prepared.lengths.longest} each, median {prepared.lengths.median}), "
-        f"{prepared.dataset.duplicates_removed} duplicates removed, no exam question among them."
-    )
-    return run
+    return recipe
+
+
+def validate(
+    shop: Workshop,
+    domain: str,
+    overrides: Overrides,
+    *,
+    data: Path | None = None,
+    reading: Reading = NOTHING_SAID,
+    report_dir: Path | None = None,
+) -> PreparationReport:
+    """Does all of stage prepare's checks, prints the report, and makes no run.
+
+    Args:
+        shop: Settings and terminal.
+        domain: Its name.
+        overrides: Recipe choices of the command line.
+        data: Records to check in place of the domain's.
+        reading: What the command line says about the data.
+        report_dir: Where `report.json` and `report.md` are kept; None keeps none.
+
+    Raises:
+        InvalidInput: Something is wrong with domain, records, exam or recipe; the report was printed before.
+    """
+    settings = shop.settings
+    folder = find_domain(settings.domains_dir, domain)
+    questions = preparing.read_exam(folder)
+    recipe = _recipe_for(shop, folder, overrides, detect_hardware())
+    given = Given(folder.domain, data or folder.train, questions, lengths_of(recipe), reading, shop.terminal.progress)
+    tokenizer = _tokenizer_if_there(shop)
+    load = None if tokenizer is None else lambda: tokenizer
+    with workplace(settings.runs_dir) as work:
+        outcome = preparing.prepare(given, work, load, thorough=True)
+    shop.terminal.say(report_page(outcome.report))
+    if report_dir is not None:
+        write_report(report_dir, outcome.report)
+        shop.terminal.say(f"The report is {report_dir / 'report.md'}.")
+    if outcome.faults:
+        raise InvalidInput(
+            f"{given.data} is not fit to train on, for {len(outcome.faults)} reason(s); the report tells them.",
+            code=outcome.faults[0].code,
+            hint=" ".join(dict.fromkeys(fault.hint for fault in outcome.faults)),
+        )
+    return outcome.report
+
+
+def _tokenizer_if_there(shop: Workshop) -> PreTrainedTokenizerBase | None:
+    from preceptor_trainer.tokens import load_tokenizer
+
+    try:
+        return load_tokenizer(base_model_source(shop.settings.base_model, shop.settings.base_models_dir))
+    except PrerequisiteError as error:
+        shop.terminal.say(f"Token lengths are not counted: {error.message}")
+        return None
+
+
+def lengths_of(recipe: Recipe) -> Length:
+    """What a recipe says about the records."""
+    return Length(recipe.max_length, recipe.validation_share, recipe.seed)
 
 
 def last_stage(run: RunDir) -> Stage:

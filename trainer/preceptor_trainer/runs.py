@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -105,24 +104,17 @@ class RunDir:
         self.writes = writes
 
     @classmethod
-    def create(cls, root: Path, spec: RunSpec, dataset: str) -> RunDir:
-        """Makes the directory with its spec and dataset, whole or not at all.
+    def create(cls, root: Path, spec: RunSpec, prepared: Path) -> RunDir:
+        """Makes a prepared folder the run's directory, whole or not at all.
 
         Args:
             root: Folder of all runs.
             spec: Written as `spec.json`.
-            dataset: Canonical JSONL of the records.
+            prepared: Folder on the same file system that holds `dataset.jsonl`; it is renamed.
         """
         path = root / spec.run_id
-        partial = root / f".{spec.run_id}.partial"
-        partial.mkdir(parents=True)
-        try:
-            write_atomic(partial / "dataset.jsonl", dataset)
-            write_atomic(partial / "spec.json", spec.model_dump_json(indent=2) + "\n")
-            partial.rename(path)
-        except OSError:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        write_atomic(prepared / "spec.json", spec.model_dump_json(indent=2) + "\n")
+        prepared.rename(path)
         sync_folder(root)
         return cls(path, spec)
 

@@ -76,8 +76,7 @@ class Promoted(Frozen):
 
 def prepare(shop: Workshop, run: RunDir) -> preparing.Prepared:
     """Counts again what `pipeline.start_run` prepared, where a kill came before it could say so."""
-    counted = _dataset(shop, run)[0].summary()
-    return preparing.Prepared(dataset=run.spec.dataset, lengths=counted.lengths)
+    return preparing.Prepared(dataset=run.spec.dataset, lengths=_dataset(shop, run)[0].lengths())
 
 
 def plan(
@@ -226,9 +225,8 @@ def _prove(shop: Workshop, run: RunDir, folder: DomainFolder) -> Proofs:
             return await certify(gateway, folder.domain, samples, tokenizer, concurrency=shop.settings.concurrency)
 
     parity = asyncio.run(compare())
-    step = max(1, len(dataset.examples) // PROMPTS_TRIED)
-    pairs = list(zip(dataset.examples, dataset.tokenised, strict=True))[::step][:PROMPTS_TRIED]
-    candidates = [(example.prompt, tokenised) for example, tokenised in pairs]
+    tried = range(0, len(dataset.examples), max(1, len(dataset.examples) // PROMPTS_TRIED))[:PROMPTS_TRIED]
+    candidates = [(dataset.examples[at].prompt, dataset.tokenised[at]) for at in tried]
     canary = make_canary(run.spec.base_source, run.adapter, candidates, device=run.spec.device)
     return Proofs(
         parity=parity,

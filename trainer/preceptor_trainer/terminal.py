@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console, RenderableType
@@ -18,6 +18,21 @@ class Tick(Protocol):
 
     def __call__(self, done: int, note: str = "") -> None:
         """Shows `done` of the total."""
+
+
+ShowProgress = Callable[[str, int], AbstractContextManager[Tick]]
+"""Begins to show progress: a label and the total."""
+
+
+@contextmanager
+def untold(label: str, total: int) -> Iterator[Tick]:
+    """Shows nothing."""
+
+    def tick(done: int, note: str = "") -> None:
+        del done, note
+
+    del label, total
+    yield tick
 
 
 class Terminal:

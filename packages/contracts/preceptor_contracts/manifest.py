@@ -29,6 +29,29 @@ class BaseModelIdentity(Frozen):
     """Commit, or the SHA-256 of the file that the weights came from."""
 
 
+class LeakedPair(Frozen):
+    """A training record and the exam question that it gives away; ids only, for manifests are public."""
+
+    record: str
+    question: str
+    method: Literal["exact", "near", "ngram"]
+    """Same words, nearly the same words, or the exam question inside a longer text."""
+    share: Annotated[float, Field(ge=0, le=1)]
+    """Jaccard share of word 4-grams, or of words where that is greater."""
+
+
+class LeakSummary(Frozen):
+    """Exam questions that were trained on because somebody allowed it: what they score measures memory."""
+
+    pairs: Annotated[int, Field(ge=1)]
+    records: Annotated[int, Field(ge=1)]
+    """Training records that give a question away."""
+    questions: Annotated[int, Field(ge=1)]
+    """Exam questions given away."""
+    first: tuple[LeakedPair, ...]
+    """The first of the pairs."""
+
+
 class DatasetSummary(Frozen):
     """What the adapter was trained on."""
 
@@ -39,6 +62,12 @@ class DatasetSummary(Frozen):
     topics: dict[str, int]
     """Records per topic."""
     duplicates_removed: Annotated[int, Field(ge=0)]
+    """Exact ones: the same but for case and white space."""
+    near_duplicates_removed: Annotated[int, Field(ge=0)] = 0
+    contradictions: Annotated[int, Field(ge=0)] = 0
+    """Pairs of records that answer one question differently, kept because somebody allowed it."""
+    leaks: LeakSummary | None = None
+    """None where no exam question was found among the records."""
 
 
 class TrainMetrics(Frozen):

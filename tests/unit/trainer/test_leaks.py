@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from preceptor_contracts.messages import Message
 from preceptor_contracts.records import ChatRecord, McqQuestion, McqRecord, PromptCompletionRecord
-from preceptor_trainer.prepare.leaks import find_leaks, words
+from preceptor_trainer.prepare.leaks import ExamIndex, Leak, LeakTally, find_leaks, words
 
 LONG = "How many patients who live in Leeds saw a cardiologist during March last year"
 
@@ -69,3 +72,65 @@ def test_stricter_limits_find_more() -> None:
 
 def test_words_drop_case_and_punctuation() -> None:
     assert words("Don\u2019t ASK: \uff21 1.5!") == ("don", "t", "ask", "a", "1", "5")
+
+
+def test_an_exam_question_inside_a_longer_text_is_a_leak() -> None:
+    story = "Yesterday the head of the clinic came in and asked all of us. " * 4 + LONG + "? Nobody knew. " * 3
+    [leak] = find_leaks([_asks(story)], [_question(LONG)])
+    assert leak.method == "ngram"
+    [leak] = find_leaks([_asks("Tell me").model_copy(update={"completion": story})], [_question(LONG)])
+    assert leak.method == "ngram"
+
+
+def test_how_a_leak_was_found_is_told_with_both_texts() -> None:
+    [exact] = find_leaks([_asks(LONG.upper() + "?")], [_question(LONG)])
+    [near] = find_leaks([_asks("Please tell: " + LONG)], [_question(LONG)])
+    assert (exact.method, near.method) == ("exact", "near")
+    assert (exact.asked, exact.examined) == (LONG.upper() + "?", LONG)
+
+
+WORDS = st.lists(
+    st.sampled_from(["how", "many", "who", "live", "in", "the", "old", "new", "town", "of", "leeds", "york"]),
+    max_size=14,
+)
+
+
+@given(WORDS, st.lists(WORDS, min_size=1, max_size=6))
+def test_the_index_finds_what_comparing_with_every_question_finds(asked: list[str], exam: list[list[str]]) -> None:
+    questions = [_question(" ".join(text) or "x").model_copy(update={"id": str(at)}) for at, text in enumerate(exam)]
+    record = _asks(" ".join(asked) or "y")
+    found = {leak.question_id for leak in ExamIndex(questions).leaks(record) if leak.method != "ngram"}
+
+    def grams(text: str) -> frozenset[object]:
+        split = words(text)
+        return frozenset(split[at : at + 4] for at in range(len(split) - 3))
+
+    def share(one: frozenset[object], two: frozenset[object]) -> float:
+        return len(one & two) / len(one | two) if one and two else 0.0
+
+    expected = {
+        question.id
+        for question in questions
+        if words(record.prompt) == words(question.question)
+        or share(frozenset(words(record.prompt)), frozenset(words(question.question))) >= 0.8
+        or share(grams(record.prompt), grams(question.question)) >= 0.6
+    }
+    assert found == expected
+
+
+def test_scripts_without_spaces_are_compared_by_character() -> None:
+    exam = "过敏性鼻炎的常见症状有哪些呢"
+    assert find_leaks([_asks("请问" + exam)], [_question(exam)])
+    assert find_leaks([_asks("高血压患者应该注意什么")], [_question(exam)]) == []
+
+
+def test_leaks_of_dropped_records_do_not_count() -> None:
+    tally = LeakTally()
+    for position, record in enumerate(["a", "b", "b", "c"]):
+        tally.add(position, Leak(record, f"e{position % 2}", 1.0, 0.9, "exact", "asked" * 100, "x"))
+    first, summary = tally.among(np.array([False, True, False, False]))
+    assert [leak.record_id for leak in first] == ["a", "b", "c"]
+    assert len(first[0].asked) == 300
+    assert summary is not None
+    assert (summary.pairs, summary.records, summary.questions) == (3, 3, 2)
+    assert tally.among(np.ones(4, dtype=np.bool_)) == ([], None)

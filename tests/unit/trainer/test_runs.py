@@ -38,7 +38,10 @@ def run(tmp_path: Path) -> RunDir:
         git_rev=None,
         created_at=datetime.now(UTC),
     )
-    return RunDir.create(tmp_path, spec, "{}\n")
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
+    (prepared / "dataset.jsonl").write_text("{}\n", encoding="utf-8")
+    return RunDir.create(tmp_path, spec, prepared)
 
 
 def test_a_run_is_found_again_as_it_was_made(run: RunDir) -> None:

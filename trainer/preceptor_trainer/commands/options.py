@@ -23,7 +23,22 @@ RecipeOption = Annotated[str | None, typer.Option(help="Recipe by name, or a .ya
 MethodOption = Annotated[str | None, typer.Option(help="lora, qlora, lora-8bit or full.")]
 EpochsOption = Annotated[float | None, typer.Option(help="Passes over the records.")]
 StepsOption = Annotated[int | None, typer.Option("--max-steps", help="End training after so many steps.")]
-DataOption = Annotated[Path | None, typer.Option(help="JSONL records to train on in place of the domain's.")]
+DataOption = Annotated[
+    Path | None, typer.Option(help="Rows to train on in place of the domain's: JSONL, a JSON array, CSV or Parquet.")
+]
+EncodingOption = Annotated[str | None, typer.Option(help="Of the data, e.g. cp1252; found out for UTF-8 and UTF-16.")]
+LeakOption = Annotated[
+    bool, typer.Option("--allow-leak", help="Train on records that give exam questions away; the manifest says so.")
+]
+ContradictionsOption = Annotated[
+    bool, typer.Option("--allow-contradictions", help="Train on questions that are answered in two ways.")
+]
+ValidateOption = Annotated[
+    bool, typer.Option("--validate-only", help="Check the data and print the report; make no run.")
+]
+ReportDirOption = Annotated[
+    Path | None, typer.Option(help="With --validate-only: folder for report.json and report.md.")
+]
 SeedOption = Annotated[int | None, typer.Option(help="Of weights and order.")]
 AlsoOption = Annotated[list[str] | None, typer.Option(help="A further served name that sits the exam; repeatable.")]
 PassageOption = Annotated[Path | None, typer.Option("--text", help="A UTF-8 text whose perplexity is measured too.")]

@@ -12,20 +12,26 @@ from preceptor_trainer.commands import options
 from preceptor_trainer.commands.options import (
     NOT_BETTER,
     AlsoOption,
+    ContradictionsOption,
     DataOption,
     DomainArgument,
+    EncodingOption,
     EpochsOption,
     GuardOption,
+    LeakOption,
     MethodOption,
     PassageOption,
     PromoteOption,
     RecipeOption,
+    ReportDirOption,
     RunArgument,
     SeedOption,
     StepsOption,
+    ValidateOption,
     busy_with,
     open_run,
 )
+from preceptor_trainer.prepare.report import Reading
 from preceptor_trainer.ranks import is_follower, ranks
 from preceptor_trainer.recipes import Overrides
 from preceptor_trainer.runs import RunDir, Stage
@@ -39,13 +45,17 @@ def run(
     epochs: EpochsOption = None,
     max_steps: StepsOption = None,
     data: DataOption = None,
+    encoding: EncodingOption = None,
+    allow_leak: LeakOption = False,
+    allow_contradictions: ContradictionsOption = False,
     seed: SeedOption = None,
     promote: PromoteOption = True,
 ) -> int:
     """Everything: prepare, plan, train, publish, evaluate, promote if better."""
     shop = options.open_shop()
     shop.settings.admin_key()
-    new = _start(shop, domain, _overrides(recipe, method, epochs, max_steps, seed), data)
+    reading = Reading(encoding, allow_leak, allow_contradictions)
+    new = _start(shop, domain, _overrides(recipe, method, epochs, max_steps, seed), data, reading)
     with new.exclusive():
         if pipeline.last_stage(new) is Stage.PROMOTE:
             pipeline.check_gateway(shop, new)
@@ -59,10 +69,25 @@ def prepare(
     epochs: EpochsOption = None,
     max_steps: StepsOption = None,
     data: DataOption = None,
+    encoding: EncodingOption = None,
+    allow_leak: LeakOption = False,
+    allow_contradictions: ContradictionsOption = False,
     seed: SeedOption = None,
+    validate_only: ValidateOption = False,
+    report_dir: ReportDirOption = None,
 ) -> int:
     """Checks a domain's records and makes a run of them."""
-    return _begin(domain, _overrides(recipe, method, epochs, max_steps, seed), data, last=Stage.PREPARE)
+    overrides = _overrides(recipe, method, epochs, max_steps, seed)
+    reading = Reading(encoding, allow_leak, allow_contradictions)
+    if validate_only:
+        pipeline.validate(options.open_shop(), domain, overrides, data=data, reading=reading, report_dir=report_dir)
+        return 0
+    if report_dir is not None:
+        raise InvalidInput(
+            f"--report-dir {str(report_dir)!r} was given without --validate-only.",
+            hint="Without it the report is in the run, under preparation/.",
+        )
+    return _begin(domain, overrides, data, reading, last=Stage.PREPARE)
 
 
 def train(
@@ -72,10 +97,14 @@ def train(
     epochs: EpochsOption = None,
     max_steps: StepsOption = None,
     data: DataOption = None,
+    encoding: EncodingOption = None,
+    allow_leak: LeakOption = False,
+    allow_contradictions: ContradictionsOption = False,
     seed: SeedOption = None,
 ) -> int:
     """Prepares, plans and trains; needs no gateway."""
-    return _begin(domain, _overrides(recipe, method, epochs, max_steps, seed), data, last=Stage.TRAIN)
+    reading = Reading(encoding, allow_leak, allow_contradictions)
+    return _begin(domain, _overrides(recipe, method, epochs, max_steps, seed), data, reading, last=Stage.TRAIN)
 
 
 def publish(run_id: RunArgument) -> int:
@@ -112,20 +141,20 @@ def _overrides(
     return Overrides(recipe=recipe, method=method, epochs=epochs, max_steps=max_steps, seed=seed)
 
 
-def _start(shop: Workshop, domain: str, overrides: Overrides, data: Path | None) -> RunDir:
+def _start(shop: Workshop, domain: str, overrides: Overrides, data: Path | None, reading: Reading) -> RunDir:
     if ranks() > 1:
         raise InvalidInput(
             "Several processes can only go on with a run that is there already.",
             hint=f"First `preceptor-trainer plan {domain}` without a launcher, then `resume` its run under it.",
         )
-    new = pipeline.start_run(shop, domain, overrides, data=data)
+    new = pipeline.start_run(shop, domain, overrides, data=data, reading=reading)
     busy_with.append(new)
     return new
 
 
-def _begin(domain: str, overrides: Overrides, data: Path | None, *, last: Stage) -> int:
+def _begin(domain: str, overrides: Overrides, data: Path | None, reading: Reading, *, last: Stage) -> int:
     shop = options.open_shop()
-    new = _start(shop, domain, overrides, data)
+    new = _start(shop, domain, overrides, data, reading)
     with new.exclusive():
         pipeline.go_on(shop, new, last=last)
     shop.terminal.say(f"Go on with `preceptor-trainer resume {new.id}`.")
