@@ -11,15 +11,19 @@ import typer
 from preceptor_trainer import pipeline, stages
 from preceptor_trainer.commands import options
 from preceptor_trainer.commands.options import (
+    ContradictionsOption,
     DataOption,
     DomainArgument,
+    EncodingOption,
     EpochsOption,
+    LeakOption,
     MethodOption,
     RecipeOption,
     SeedOption,
     StepsOption,
     busy_with,
 )
+from preceptor_trainer.prepare.report import Reading
 from preceptor_trainer.recipes import Overrides
 from preceptor_trainer.runs import Stage
 from preceptor_trainer.stages import Workshop
@@ -51,6 +55,9 @@ def plan(
     epochs: EpochsOption = None,
     max_steps: StepsOption = None,
     data: DataOption = None,
+    encoding: EncodingOption = None,
+    allow_leak: LeakOption = False,
+    allow_contradictions: ContradictionsOption = False,
     seed: SeedOption = None,
     config: ConfigOption = None,
     gpu_gb: GpuOption = None,
@@ -65,7 +72,8 @@ def plan(
     asked = Asked(domain, overrides, data, config, gpu_gb, price_per_hour)
     if is_preview(shop.settings, asked):
         return _show_preview(shop, asked)
-    new = pipeline.start_run(shop, domain, overrides, data=data)
+    reading = Reading(encoding, allow_leak, allow_contradictions)
+    new = pipeline.start_run(shop, domain, overrides, data=data, reading=reading)
     busy_with.append(new)
     work = partial(stages.plan, in_full=True, probed=probe, price_per_hour=price_per_hour)
     with new.exclusive():
