@@ -69,7 +69,7 @@ def plan(
 
     shop = options.open_shop()
     overrides = Overrides(recipe=recipe, method=method, epochs=epochs, max_steps=max_steps, seed=seed)
-    asked = Asked(domain, overrides, data, config, gpu_gb, price_per_hour)
+    asked = Asked(domain, overrides, data, config, gpu_gb, price_per_hour, encoding)
     if is_preview(shop.settings, asked):
         return _show_preview(shop, asked)
     reading = Reading(encoding, allow_leak, allow_contradictions)

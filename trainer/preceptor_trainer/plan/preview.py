@@ -40,6 +40,8 @@ class Asked(NamedTuple):
     gpu_gb: float | None = None
     """Plan for a GPU of so much memory, in GiB, in place of this machine."""
     price_per_hour: float | None = None
+    encoding: str | None = None
+    """Of the records' file, where it is none of today's."""
 
 
 class Previewed(NamedTuple):
@@ -83,7 +85,7 @@ def preview(settings: TrainerSettings, asked: Asked) -> Previewed:
     recipe = _resolve(asked, folder, hardware)
     base_model = _planned_for(asked, recipe, settings)
     found = _find_tokenizer(settings, asked, base_model)
-    records = read_records(asked.data or folder.train)
+    records = read_records(asked.data or folder.train, asked.encoding)
     workload = of_records(folder.domain, records, recipe, found.tokenizer, own=found.is_own)
     question = Question(
         base_model=base_model,
