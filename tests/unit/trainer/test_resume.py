@@ -19,6 +19,7 @@ from preceptor_trainer.recipes import Overrides
 from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.stages import Workshop
 from preceptor_trainer.train.answer_trainer import AnswerTrainer
+from preceptor_trainer.train.checkpoints import whole_checkpoint
 from preceptor_trainer.train.memory import is_out_of_memory
 from preceptor_trainer.train.training import WEIGHTS, Trained
 from safetensors.torch import load_file
@@ -223,6 +224,14 @@ def test_another_failure_is_not_taken_for_too_little_memory(
     _out_of_memory_above(monkeypatch, 0, RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
         _train(shop, run)
+
+
+def test_a_mistake_while_saving_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-4"
+    folder.mkdir()
+    with pytest.raises(RuntimeError, match="invalid storage"), whole_checkpoint(folder):
+        raise RuntimeError("Attempted to access an invalid storage.")
+    assert not folder.exists()
 
 
 def test_a_full_disk_leaves_the_last_whole_checkpoint_and_a_sentence(shop: Workshop, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from transformers import TrainerState
 from preceptor_trainer.runs import RunDir, Stage
 
 _STATE = "trainer_state.json"
-_TORCH_WRITER = "inline_container"
-"""torch names its source file in every failure to write a file, and the reason in none."""
+_TORCH_WRITES = ("inline_container", "iostream error")
+"""What stands in torch's errors where a file cannot be written, whatever the reason; none names it."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -77,7 +77,7 @@ def whole_checkpoint(folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         # torch and safetensors tell of a full disk as errors of their own; what else torch raises is another matter.
-        if isinstance(error, RuntimeError) and _TORCH_WRITER not in str(error):
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _TORCH_WRITES):
             raise
         raise not_written(folder.name, error) from error
 
