@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 from preceptor_contracts.domains import Domain, find_domain
-from preceptor_contracts.manifest import read_adapter, verify_files
+from preceptor_contracts.manifest import Canary, read_adapter, verify_files
 from preceptor_contracts.mcq import McqItem
 from preceptor_contracts.messages import Message
 from preceptor_contracts.prompts import render_chat, render_mcq
@@ -21,6 +21,8 @@ from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.settings import TrainerSettings
 from preceptor_trainer.stages import Promoted, Workshop
 from preceptor_trainer.tokens import load_tokenizer, prompt_ids
+
+from tests.fakes.adapters import write_adapter
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -147,8 +149,6 @@ class FakeGateway:
         """Log-probability that a served name gives each token of a text."""
         self.served = ["plants:base", "base"]
         self.engine = "fake 1"
-        self.pretended: set[str] = set()
-        """Adapters that no training made."""
         self.refuse: Callable[[int], httpx.Response | None] = lambda count: None
         """What the so-manieth question to a served name gets in place of an answer."""
 
@@ -192,8 +192,7 @@ class FakeGateway:
         return httpx.Response(200, json={"messages": [message.model_dump() for message in messages], "token_ids": ids})
 
     def _register(self, name: str) -> httpx.Response:
-        if name not in self.pretended:
-            verify_files(read_adapter(self.settings.adapters_dir / name))
+        verify_files(read_adapter(self.settings.adapters_dir / name))
         self.registered.append(name)
         self.served.append(f"{name.rpartition('-v')[0]}:{name}")
         self.pinned.add(name)
@@ -274,14 +273,26 @@ class FakeGateway:
         return httpx.Response(200, json={"choices": choices})
 
 
+def pretend_adapter(settings: TrainerSettings, name: str) -> None:
+    """Writes an adapter of domain `plants` that no training made."""
+    domain = find_domain(settings.domains_dir, "plants").domain
+    canary = Canary(
+        messages=render_chat(domain, [Message(role="user", content="Canary?")]),
+        prompt_ids=(5,),
+        token_ids=(5,),
+        adapter_logprobs=(-1.0,),
+        base_logprobs=(-2.0,),
+    )
+    write_adapter(settings.adapters_dir, name, domain, canary)
+
+
 def published_run(shop: Workshop, gateway: FakeGateway, recipe: str) -> RunDir:
     """Makes a run whose adapter was published without any training, for what comes after."""
     from preceptor_trainer.publish import Published  # imports TRL
 
     run = pipeline.start_run(shop, "plants", Overrides(recipe=recipe))
     name = f"plants-v1-{run.id[-4:]}0000"
-    (shop.settings.adapters_dir / name).mkdir(parents=True)
-    gateway.pretended.add(name)
+    pretend_adapter(shop.settings, name)
     gateway._register(name)
     nothing = Promoted(promoted=False, reason="pretended")
     run.finish(Stage.PLAN, nothing)

@@ -17,7 +17,7 @@ from preceptor_trainer.settings import TrainerSettings
 from preceptor_trainer.stages import Workshop
 from preceptor_trainer.terminal import Terminal
 
-from tests.unit.trainer.fixtures import FakeGateway, published_run, write_domain, write_jsonl
+from tests.unit.trainer.fixtures import FakeGateway, pretend_adapter, published_run, write_domain, write_jsonl
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries
 ADAPTERS = ["plants-v1-00000001", "plants-v2-00000002"]
@@ -28,7 +28,8 @@ def _environment(monkeypatch: pytest.MonkeyPatch, settings: TrainerSettings, gat
     monkeypatch.setattr(options, "open_shop", lambda: Workshop(settings, Terminal(), gateway.connect))
     monkeypatch.setattr("preceptor_trainer.evaluate.patience.PAUSE_S", 0.0)
     options.busy_with.clear()
-    gateway.pretended |= set(ADAPTERS)
+    for name in ADAPTERS:
+        pretend_adapter(settings, name)
     yield
     options.busy_with.clear()
 
