@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import yaml
-from preceptor_contracts.manifest import AdapterFolder, read_adapter, verify_files
-from preceptor_contracts.report import Verdict
+from preceptor_contracts.manifest import AdapterFolder, LeakedPair, LeakSummary, read_adapter, verify_files
+from preceptor_contracts.report import Comparison, Guard, Verdict
 from preceptor_trainer.registry.model_card import (
     ADAPTER,
     CARD,
@@ -112,3 +112,22 @@ def test_a_topic_cannot_break_the_table_or_the_front_matter(folder: AdapterFolde
     row = next(line for line in text.splitlines() if line.startswith("| topics |"))
     assert row == "| topics | a &#124; b --- c: d (3) |"
     assert _front(text)["tags"] == ["lora", "preceptor", "plants"]
+
+
+def test_leaks_that_were_allowed_stand_in_the_card(folder: AdapterFolder) -> None:
+    pair = LeakedPair(record="t1", question="e1", method="exact", share=1.0)
+    leaks = LeakSummary(pairs=1, records=1, questions=1, first=(pair,))
+    dataset = folder.manifest.dataset.model_copy(update={"leaks": leaks, "contradictions": 2})
+    text = model_card(folder.manifest.model_copy(update={"dataset": dataset}), None, [], ADAPTER)
+    assert "**1 exam questions were trained on** (1 records; `t1` ~ `e1`)" in text
+    assert "measures memory besides skill" in text
+    assert "| contradictions kept | 2 |" in text
+
+
+def test_forgetting_stands_in_the_card(folder: AdapterFolder) -> None:
+    report = read_reports(folder)[-1]
+    scores = dict(Comparison.model_validate(report.model_dump(include=set(Comparison.model_fields))))
+    guard = Guard(**scores, guard_sha="0" * 64, forgot=True, reason="It forgot the capital of France.")
+    text = model_card(folder.manifest, None, [report.model_copy(update={"guard": guard})], ADAPTER)
+    assert "It forgot the capital of France." in text
+    assert "worse than its base model at general questions" in text

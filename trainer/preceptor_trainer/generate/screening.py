@@ -11,7 +11,6 @@ from preceptor_contracts.domains import DomainFolder
 from preceptor_contracts.frozen import read_jsonl
 from preceptor_contracts.records import (
     QUESTIONS,
-    RECORDS,
     ChatRecord,
     ExactQuestion,
     McqRecord,
@@ -21,6 +20,7 @@ from preceptor_contracts.records import (
 )
 
 from preceptor_trainer.generate.candidates import Candidate
+from preceptor_trainer.prepare.dataset import read_records
 from preceptor_trainer.prepare.leaks import find_leaks
 
 
@@ -37,12 +37,12 @@ class Screened(NamedTuple):
 
 
 def read_training(path: Path) -> tuple[Record, ...]:
-    """Reads records; a file that is not there or empty holds none, for a domain may begin with generated ones.
+    """Reads records of any known format; a file that is not there or empty holds none: a domain may begin so.
 
     Raises:
-        InvalidInput: A line is no record.
+        InvalidInput: A row is no record.
     """
-    return read_jsonl(path, RECORDS) if _has_text(path) else ()
+    return read_records(path) if _has_text(path) else ()
 
 
 def read_questions(folder: DomainFolder) -> tuple[Question, ...]:

@@ -133,11 +133,15 @@ def system_message(manifest: Manifest, domain: Domain | None) -> str:
 
 
 def leak_line(dataset: DatasetSummary) -> str:
-    """Says what was done against exam questions in the training data.
-
-    The trainer refuses a dataset with such a record (`prepare`), so a manifest is the proof that there was none.
-    """
-    return "no exam question among the records, compared by words before training: a record that repeats one is refused"
+    """Says what was found of the exam in the training data."""
+    leaks = dataset.leaks
+    if leaks is None:
+        return "no exam question among the records: a record that repeats one is refused"
+    pairs = ", ".join(f"`{pair.record}` ~ `{pair.question}`" for pair in leaks.first)
+    return (
+        f"**{leaks.questions} exam questions were trained on** ({leaks.records} records; {pairs}), which somebody "
+        "allowed: what they score measures memory"
+    )
 
 
 def scored(side: Side) -> str:
@@ -187,7 +191,8 @@ def _data(dataset: DatasetSummary) -> str:
             "records": f"{dataset.records}, {dataset.tokens} tokens",
             "SHA-256": f"`{dataset.sha256}`",
             "topics": topics,
-            "duplicates removed": str(dataset.duplicates_removed),
+            "duplicates removed": f"{dataset.duplicates_removed} exact, {dataset.near_duplicates_removed} near",
+            "contradictions kept": str(dataset.contradictions),
             "leaks": leak_line(dataset),
         }
     )
@@ -210,6 +215,12 @@ def _exam(reports: Sequence[Report]) -> str:
         "Accuracies with Wilson's 95 % interval; both sides were asked through the gateway, with the same prompts. "
         f"Exam `{report.exam_sha}`, {report.created_at:%Y-%m-%d}, {report.engine}.",
     ]
+    if report.guard is not None:
+        guard = report.guard
+        lines.append(
+            f"\nGeneral questions, without the domain's prompt (n = {guard.n}): base model {scored(guard.base)}, "
+            f"adapter {scored(guard.adapter)}, McNemar's p {guard.mcnemar_p:.2g}. {guard.reason}\n"
+        )
     if len(reports) > 1:
         lines.append(f"{len(reports)} exams were sat; this is the newest one. The verdict of each:")
         lines += [f"- {each.created_at:%Y-%m-%d %H:%M} UTC: {each.verdict.value}, n = {each.n}" for each in reports]
@@ -236,6 +247,10 @@ def _limits(manifest: Manifest, domain: Domain | None, reports: Sequence[Report]
         )
         if report.verdict is not Verdict.BETTER:
             lines.append("It was **not** shown to be better than its base model.")
+        if report.guard is not None and report.guard.forgot:
+            lines.append("It forgot: it is worse than its base model at general questions.")
+    if manifest.dataset.leaks is not None:
+        lines.append("Exam questions were among its training data: its exam measures memory besides skill.")
     lines.append(
         f"It is a derivative of `{manifest.base_model.id}`: that base model's licence and its limits hold for it too. "
         "This card does not know them; look them up."
