@@ -9,7 +9,7 @@ import yaml
 from preceptor_contracts.domains import Domain, McqLayout, SafetyRule, load_domain
 from preceptor_contracts.frozen import Frozen
 from preceptor_contracts.manifest import Manifest
-from preceptor_contracts.records import QUESTIONS, RECORDS
+from preceptor_contracts.records import QUESTIONS, RECORDS, PromptCompletionRecord
 from preceptor_contracts.report import Report
 from preceptor_contracts.wire import McqAnswer, McqRequest, ProblemBody
 from preceptor_contracts.wire_generate import (
@@ -33,6 +33,7 @@ from preceptor_gateway.metrics import Metrics
 from preceptor_gateway.settings import GatewaySettings
 from preceptor_gateway.store import AliasFile
 from preceptor_trainer.cli import app
+from preceptor_trainer.prepare.leaks import find_leaks
 from preceptor_trainer.recipes import Recipe
 from preceptor_trainer.settings import TrainerSettings
 from preceptor_ui.settings import Settings as UiSettings
@@ -258,6 +259,13 @@ def test_the_walk_through_shows_what_its_example_holds() -> None:
     exam = [QUESTIONS.validate_json(line) for line in folder.exam.read_text().splitlines()]
     assert len(exam) >= 20
     assert {one.kind for one in exam} == {folder.domain.grader}
+    records = [
+        PromptCompletionRecord(
+            kind="prompt_completion", id=str(number), topic=row["topic"], prompt=row["question"], completion=row["answer"]
+        )
+        for number, row in enumerate(rows_of_csv)
+    ]
+    assert find_leaks(records, exam) == []
     # The page breaks the line in two.
     ((question, points),) = re.findall(r'^(\{"id".*)\n (.*\})$', text, re.MULTILINE)
     assert QUESTIONS.validate_json(f"{question}{points}") in exam
