@@ -261,7 +261,11 @@ def test_the_walk_through_shows_what_its_example_holds() -> None:
     assert {one.kind for one in exam} == {folder.domain.grader}
     records = [
         PromptCompletionRecord(
-            kind="prompt_completion", id=str(number), topic=row["topic"], prompt=row["question"], completion=row["answer"]
+            kind="prompt_completion",
+            id=str(number),
+            topic=row["topic"],
+            prompt=row["question"],
+            completion=row["answer"],
         )
         for number, row in enumerate(rows_of_csv)
     ]
