@@ -1,3 +1,4 @@
+import csv
 import json
 import re
 import subprocess
@@ -5,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from preceptor_contracts.domains import Domain, McqLayout, SafetyRule
+from preceptor_contracts.domains import Domain, McqLayout, SafetyRule, load_domain
 from preceptor_contracts.frozen import Frozen
 from preceptor_contracts.manifest import Manifest
-from preceptor_contracts.records import QUESTIONS, RECORDS
+from preceptor_contracts.records import QUESTIONS, RECORDS, PromptCompletionRecord
 from preceptor_contracts.report import Report
 from preceptor_contracts.wire import McqAnswer, McqRequest, ProblemBody
 from preceptor_contracts.wire_generate import (
@@ -32,6 +33,7 @@ from preceptor_gateway.metrics import Metrics
 from preceptor_gateway.settings import GatewaySettings
 from preceptor_gateway.store import AliasFile
 from preceptor_trainer.cli import app
+from preceptor_trainer.prepare.leaks import find_leaks
 from preceptor_trainer.recipes import Recipe
 from preceptor_trainer.settings import TrainerSettings
 from preceptor_ui.settings import Settings as UiSettings
@@ -48,15 +50,20 @@ NOUNS = [
     "adapters",
     "configuration",
     "domains",
+    "evaluation",
+    "export",
     "gateway",
+    "generate",
     "keys",
     "monitoring",
     "multiple-choice",
     "operations",
+    "recipes",
     "runs-and-reports",
 ]
 # Read by set-up before anything is installed, so it is in no settings class.
 SETUP_ONLY = {"TORCH_INDEX"}
+KINDS = {"mcq", "sql", "exact", "keypoints", "judge"}
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=shown)
 
 
@@ -202,7 +209,7 @@ def test_the_monitoring_page_names_every_series_and_alert_and_no_other() -> None
         ("domains", Domain),
         ("domains", McqLayout),
         ("domains", SafetyRule),
-        ("runs-and-reports", Recipe),
+        ("recipes", Recipe),
         ("runs-and-reports", Report),
         ("adapters", Manifest),
         ("gateway", GenerateBatchRequest),
@@ -233,9 +240,39 @@ def test_example_files_are_valid() -> None:
         "prompt_completion",
         "mcq",
     }
-    assert {QUESTIONS.validate_python(one).kind for one in json.loads(questions)} == {"mcq", "sql"}
-    (recipe,) = blocks(DOCS / "runs-and-reports.md", "yaml")
+    assert {QUESTIONS.validate_python(one).kind for one in json.loads(questions)} == KINDS
+    (questions,) = blocks(DOCS / "evaluation.md", "json")
+    assert {QUESTIONS.validate_python(one).kind for one in json.loads(questions)} <= KINDS
+    (recipe,) = blocks(DOCS / "recipes.md", "yaml")
     Recipe.model_validate(yaml.safe_load(recipe))
+
+
+def test_the_walk_through_shows_what_its_example_holds() -> None:
+    folder = load_domain(DOCS / "examples/library")
+    text = (DOCS / "training.md").read_text()
+    with (folder.path / "faq.csv").open(newline="") as stream:
+        rows_of_csv = list(csv.DictReader(stream))
+    assert len(rows_of_csv) >= 20
+    assert set(rows_of_csv[0]) == {"question", "answer", "topic"}
+    (shown_rows,) = blocks(DOCS / "training.md", "csv")
+    assert (folder.path / "faq.csv").read_text().startswith(shown_rows)
+    exam = [QUESTIONS.validate_json(line) for line in folder.exam.read_text().splitlines()]
+    assert len(exam) >= 20
+    assert {one.kind for one in exam} == {folder.domain.grader}
+    records = [
+        PromptCompletionRecord(
+            kind="prompt_completion",
+            id=str(number),
+            topic=row["topic"],
+            prompt=row["question"],
+            completion=row["answer"],
+        )
+        for number, row in enumerate(rows_of_csv)
+    ]
+    assert find_leaks(records, exam) == []
+    # The page breaks the line in two.
+    ((question, points),) = re.findall(r'^(\{"id".*)\n (.*\})$', text, re.MULTILINE)
+    assert QUESTIONS.validate_json(f"{question}{points}") in exam
 
 
 @pytest.mark.parametrize(
