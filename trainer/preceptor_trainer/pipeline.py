@@ -60,7 +60,7 @@ def start_run(
     hardware = detect_hardware()
     recipe = _recipe_for(shop, folder, overrides, hardware)
     source = base_model_source(settings.base_model, settings.base_models_dir)
-    given = Given(folder.domain, data or folder.train, questions, lengths_of(recipe), reading, shop.terminal.progress)
+    given = Given(folder.domain, _data_of(folder, data), questions, lengths_of(recipe), reading, shop.terminal.progress)
 
     def base_model() -> BaseModelIdentity:
         return identify_base_model(settings.base_model, settings.base_models_dir)
@@ -103,6 +103,16 @@ def _told(prepared: preparing.Prepared) -> str:
     )
 
 
+def _data_of(folder: DomainFolder, data: Path | None) -> Path:
+    if data is None and not folder.train.exists():
+        raise InvalidInput(
+            f"Domain {folder.domain.name!r} has no {folder.train.name}.",
+            code="file_missing",
+            hint="Name your file: --data my.csv; or put records there.",
+        )
+    return data or folder.train
+
+
 def _recipe_for(shop: Workshop, folder: DomainFolder, overrides: Overrides, hardware: Hardware) -> Recipe:
     recipe = resolve_recipe(folder.domain.recipe, overrides, hardware, domain_epochs=folder.domain.epochs)
     served = shop.settings.engine_max_lora_rank
@@ -141,7 +151,7 @@ def validate(
     folder = find_domain(settings.domains_dir, domain)
     questions = preparing.read_exam(folder)
     recipe = _recipe_for(shop, folder, overrides, detect_hardware())
-    given = Given(folder.domain, data or folder.train, questions, lengths_of(recipe), reading, shop.terminal.progress)
+    given = Given(folder.domain, _data_of(folder, data), questions, lengths_of(recipe), reading, shop.terminal.progress)
     tokenizer = _tokenizer_if_there(shop)
     load = None if tokenizer is None else lambda: tokenizer
     with workplace(settings.runs_dir) as work:

@@ -89,6 +89,6 @@ def require_mcq(domain: Domain) -> McqLayout:
         raise InvalidInput(
             f"Domain {domain.name!r} has no multiple choice.",
             code="no_mcq",
-            hint="Add an `mcq` section to its domain.yaml.",
+            hint="Add an `mcq` section to its domain.yaml, e.g. `mcq: {scoring: options}`.",
         )
     return domain.mcq

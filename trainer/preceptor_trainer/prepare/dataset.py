@@ -229,7 +229,7 @@ def prepare(
         if dataset is not None:
             faults += too_long(draft, dataset.tokenised.counts, given.length.max_length)
         faults += refused
-    report = make_report(draft, dataset.tokenised.counts if dataset else None, given.length, faults)
+    report = make_report(draft, dataset.tokenised.counts if dataset else None, given.length, given.reading, faults)
     write_report(inside, report)
     remove_intermediate(folder)
     return Outcome(report, tuple(faults), draft, dataset)

@@ -100,7 +100,8 @@ class _Pass:
             converted = self._converter.convert(value, row.number)
             example = to_example(self._domain, converted.record)
         except InvalidInput as error:
-            self.problems.add(Problem(row.number, masked(error.message)))
+            way_out = f" ({error.hint.removesuffix('.')})" if error.hint else ""
+            self.problems.add(Problem(row.number, masked(error.message.removesuffix(".") + way_out)))
             return None
         except ValueError as error:
             self.problems.add(Problem(row.number, masked(str(error))))

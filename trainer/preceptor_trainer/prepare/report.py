@@ -259,7 +259,9 @@ def _said(record: dict[str, object], *, answers: bool) -> str:
     return str(record.get(names[0], record.get(names[1])))
 
 
-def make_report(draft: Draft, counts: Counts | None, wanted: Length, faults: Sequence[Fault]) -> PreparationReport:
+def make_report(
+    draft: Draft, counts: Counts | None, wanted: Length, reading: Reading, faults: Sequence[Fault]
+) -> PreparationReport:
     """Puts everything together."""
     repeats = draft.repeats
     return PreparationReport(
@@ -296,7 +298,7 @@ def make_report(draft: Draft, counts: Counts | None, wanted: Length, faults: Seq
         first_private_data=tuple(
             PrivateFinding(kind=found.kind, place=found.place, masked=found.masked) for found in draft.privacy.first
         ),
-        warnings=tuple(_warnings(draft, lengths_counted=counts is not None)),
+        warnings=tuple(_warnings(draft, reading, lengths_counted=counts is not None)),
         errors=tuple(fault.message for fault in faults),
     )
 
@@ -331,7 +333,7 @@ def _split(draft: Draft, wanted: Length) -> SplitReport:
     )
 
 
-def _warnings(draft: Draft, *, lengths_counted: bool) -> list[str]:
+def _warnings(draft: Draft, reading: Reading, *, lengths_counted: bool) -> list[str]:
     said = []
     if draft.privacy.counts:
         kinds = ", ".join(f"{kind}: {count}" for kind, count in draft.privacy.counts.items())
@@ -348,10 +350,11 @@ def _warnings(draft: Draft, *, lengths_counted: bool) -> list[str]:
     if len(draft.formats) > 1:
         mixed = ", ".join(f"{name} {count}" for name, count in draft.formats.most_common())
         said.append(f"The file mixes formats ({mixed}); each row was read by its own.")
-    if draft.leak_summary:
+    # What is refused is told as an error, not once more here.
+    if draft.leak_summary and reading.allow_leak:
         leaks = draft.leak_summary
         said.append(f"{leaks.questions} exam question(s) are given away by {leaks.records} record(s).")
-    if draft.repeats.contradictions.count:
+    if draft.repeats.contradictions.count and reading.allow_contradictions:
         said.append(f"{draft.repeats.contradictions.count} question(s) are answered in two ways.")
     if not lengths_counted:
         said.append("Token lengths were not counted.")

@@ -9,6 +9,8 @@ from preceptor_trainer.prepare.report import Finding, LengthReport, Pair, Prepar
 _BAR = 40
 _ROWS = 20
 _NAMED = 3
+_BELOW = "\n  - "
+"""Puts the lines of an error below each other, on a terminal too."""
 
 
 def report_page(report: PreparationReport) -> str:
@@ -31,10 +33,11 @@ def _page(report: PreparationReport) -> Iterator[str]:
     yield "# Preparation"
     yield ""
     yield f"`{report.file}` ({report.read_as}): {report.rows} rows, {report.records} records."
-    yield f"Dataset `{report.dataset_sha256}`."
+    if report.records:
+        yield f"Dataset `{report.dataset_sha256}`."
     if report.errors:
         yield from ("", "## Why it was refused", "")
-        yield from (f"- {_cell(error, line_break='<br>')}" for error in report.errors)
+        yield from (f"- {_cell(error, line_break=_BELOW)}" for error in report.errors)
     if report.warnings:
         yield from ("", "## Warnings", "")
         yield from (f"- {_cell(warning)}" for warning in report.warnings)
@@ -76,9 +79,11 @@ def _lengths(lengths: LengthReport) -> Iterator[str]:
     for bound, count in lengths.histogram.items():
         yield f"| {bound} | {count} | {'█' * -(-_BAR * count // most)} |"
     yield ""
-    yield f"Shortest {lengths.shortest}, median {lengths.median}, 95 % up to {lengths.percentile_95},"
-    yield f"longest {lengths.longest}. At `max_length` {lengths.max_length}, {lengths.truncated:.1%} would be"
-    yield f"truncated and {lengths.fully_masked:.1%} fully masked; such records are refused, never cut."
+    yield (
+        f"Shortest {lengths.shortest}, median {lengths.median}, 95 % up to {lengths.percentile_95}, longest "
+        f"{lengths.longest}. At `max_length` {lengths.max_length}, {lengths.truncated:.1%} would be truncated and "
+        f"{lengths.fully_masked:.1%} fully masked; such records are refused, never cut."
+    )
 
 
 def _pairs(title: str, finding: Finding) -> Iterator[str]:
