@@ -42,7 +42,13 @@ def unmet(requirements: list[Requirement], have: dict[str, Version]) -> list[str
 
 
 def test_every_member_has_a_lock_file() -> None:
-    assert {path.stem for path in LOCKS} == {*(member.requirements for member in MEMBERS), "dev", "bench", "bench-mcq"}
+    assert {path.stem for path in LOCKS} == {
+        *(member.requirements for member in MEMBERS),
+        "dev",
+        "bench",
+        "bench-mcq",
+        "bench-trainer",
+    }
 
 
 @pytest.mark.parametrize("path", PINNED, ids=lambda path: path.name)

@@ -42,9 +42,7 @@ def test_any_served_names_sit_an_exam_and_a_text_is_scored(real_stack: RealStack
 
 def test_candidates_are_written_by_a_real_engine(real_stack: RealStack, tmp_path: Path) -> None:
     document = tmp_path / "document.md"
-    document.write_text(
-        "The library opens at nine on weekdays. It is closed on Sundays. Books are kept a month.\n"
-    )
+    document.write_text("The library opens at nine on weekdays. It is closed on Sundays. Books are kept a month.\n")
     real_stack.env.update(
         TRAINER_GENERATOR_URL=f"{real_stack.url}/v1",
         TRAINER_GENERATOR_NAME="base",
