@@ -43,7 +43,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.trainer", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--records", type=int, default=128, help="records to train on, a multiple of 8")
+    parser.add_argument("--records", type=int, default=64, help="records to train on, a multiple of 8")
     parser.add_argument("--domains", nargs="+", default=["sql", "allergy"])
     parser.add_argument("--only", nargs="+", choices=[one.name for one in Contestant], help="for a try; needs --out")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the report")

@@ -26,7 +26,6 @@ class Contestant(StrEnum):
     TRL = "plain TRL, defaults"
     TRL_FAST = "plain TRL, no checkpointing"
     FACTORY = "LLaMA-Factory, defaults, float32"
-    FACTORY_FAST = "LLaMA-Factory, no checkpointing, float32"
     OURS_BF16 = "Preceptor, bfloat16"
     FACTORY_BF16 = "LLaMA-Factory, defaults, bfloat16"
 
@@ -67,7 +66,7 @@ def train(contestant: Contestant, material: Material, out: Path) -> Trained:
         peak = _run([sys.executable, *arguments], out, {})
         return Trained(_read(out / "result.json", "seconds"), peak, out, 1.0)
     base = BASE if contestant is Contestant.FACTORY_BF16 else _float32_base(out)
-    return _factory(material, out, base, checkpointing=contestant is not Contestant.FACTORY_FAST)
+    return _factory(material, out, base)
 
 
 def _ours(material: Material, out: Path, dtype: str) -> Trained:
@@ -115,7 +114,7 @@ def _float32_base(out: Path) -> Path:
     return folder
 
 
-def _factory(material: Material, out: Path, base: Path, *, checkpointing: bool) -> Trained:
+def _factory(material: Material, out: Path, base: Path) -> Trained:
     told = Hyperparameters()
     wanted = {
         "model_name_or_path": str(base),
@@ -141,7 +140,6 @@ def _factory(material: Material, out: Path, base: Path, *, checkpointing: bool) 
         "use_cpu": True,
         "save_strategy": "no",
         "report_to": "none",
-        "disable_gradient_checkpointing": not checkpointing,
     }
     (out / "train.yaml").write_text(yaml.safe_dump(wanted))
     command = [str(TRAINER.python), "-m", "llamafactory.cli", "train", str(out / "train.yaml")]

@@ -147,8 +147,9 @@ _HOW = """## How it was measured
   cosine, one warm-up step, float32 unless the row says bfloat16. No trainer writes checkpoints.
 - Seconds are the training loop's, as each trainer reports it; loading is nobody's. Tokens are those of the records,
   prompts and answers, without padding: the same for all.
-- `matrix rate` is 4 x base parameters x these tokens a second over the float32 rate of a 1024 x 1024 product measured
-  just before. Ours may pass 100 %: a domain's system message, which all rows of a batch begin with, is computed once
+- `matrix rate` is 4 x base parameters x these tokens a second over the float32 rate of a 1024 x 1024 product
+  measured before the trainings of a round. Ours may pass 100 %: a domain's system message, which all rows of a batch
+  begin with, is computed once
   a batch and not once a row. `computed only` leaves out what was spared.
 - The validation loss is computed afterwards by one and the same script, in float32, on records that nobody trained
   on. The trainers shuffle differently, so it differs a little.

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from preceptor_contracts.files import sha256_file
+from preceptor_trainer.train.weights import WEIGHTS
+
 from bench.trainer.contestants import Contestant, train
 from bench.trainer.data import ROOT, Material
 
@@ -26,7 +29,7 @@ class Measured(NamedTuple):
     peak_bytes: int
     computed_share: float
     matrix_flops: float
-    """Float32 matrix rate measured just before, FLOP/s."""
+    """Float32 matrix rate measured before the round's trainings of this domain, FLOP/s."""
 
     @property
     def rate(self) -> float:
@@ -51,19 +54,24 @@ def run_rounds(
         rounds: How often each trains.
         say: Told of each result.
     """
+    losses: dict[tuple[str, str], float] = {}
     for number in range(1, rounds + 1):
         for material in materials:
+            flops = _matrix_rate()
             for contestant in contestants:
                 out = folder / f"{number}-{material.domain}-{contestant.name.lower()}"
-                flops = _matrix_rate()
                 trained = train(contestant, material, out)
+                # The same seed gives most trainers the same weights again, and these the same loss.
+                weights = (material.domain, sha256_file(trained.adapter / WEIGHTS))
+                if weights not in losses:
+                    losses[weights] = _loss(trained.adapter, material)
                 measured = Measured(
                     round=number,
                     domain=material.domain,
                     contestant=contestant,
                     tokens=material.tokens,
                     seconds=trained.seconds,
-                    loss=_loss(trained.adapter, material),
+                    loss=losses[weights],
                     peak_bytes=trained.peak_bytes,
                     computed_share=trained.computed_share,
                     matrix_flops=flops,
