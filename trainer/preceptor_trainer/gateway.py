@@ -259,12 +259,17 @@ class Gateway:
 
 
 def _wait_s(response: httpx.Response, attempt: int) -> float:
-    """Reads Retry-After in seconds; without one, waits longer each time."""
+    """Reads Retry-After; without one, waits longer each time."""
+    asked = retry_after_s(response)
+    return min(float(2 ** (attempt - 1)), _LONGEST_WAIT_S) if asked is None else asked
+
+
+def retry_after_s(response: httpx.Response) -> float | None:
+    """Reads Retry-After in seconds, bounded; None without one, or where it is a date."""
     try:
-        asked = float(response.headers.get("retry-after", ""))
+        return max(0.0, min(float(response.headers.get("retry-after", "")), _LONGEST_WAIT_S))
     except ValueError:
-        asked = float(2 ** (attempt - 1))
-    return max(0.0, min(asked, _LONGEST_WAIT_S))
+        return None
 
 
 def _failure(response: httpx.Response) -> PreceptorError:

@@ -27,6 +27,7 @@ from preceptor_trainer.prepare.report import Length, PreparationReport, Reading,
 from preceptor_trainer.prepare.report_page import report_page, summary_lines
 from preceptor_trainer.prepare.workplace import workplace
 from preceptor_trainer.provenance import new_spec
+from preceptor_trainer.ranks import ranks
 from preceptor_trainer.recipes import Overrides, Recipe, resolve_recipe
 from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.stages import Workshop
@@ -52,8 +53,13 @@ def start_run(
     Raises:
         InvalidInput: Something is wrong with domain, records, exam or recipe; nothing was written.
     """
-    from preceptor_trainer.tokens import load_tokenizer
+    from preceptor_trainer.tokens import hub_revision, load_tokenizer
 
+    if ranks() > 1:
+        raise InvalidInput(
+            "Several processes can only go on with a run that is there already.",
+            hint=f"First `preceptor-trainer plan {domain}` without a launcher, then `resume` its run under it.",
+        )
     settings = shop.settings
     folder = find_domain(settings.domains_dir, domain)
     questions = preparing.read_exam(folder)
@@ -63,7 +69,7 @@ def start_run(
     given = Given(folder.domain, _data_of(folder, data), questions, lengths_of(recipe), reading, shop.terminal.progress)
 
     def base_model() -> BaseModelIdentity:
-        return identify_base_model(settings.base_model, settings.base_models_dir)
+        return identify_base_model(settings.base_model, settings.base_models_dir, hub_revision=hub_revision(source))
 
     @cache
     def tokenizer() -> PreTrainedTokenizerBase:
@@ -110,6 +116,8 @@ def _data_of(folder: DomainFolder, data: Path | None) -> Path:
             code="file_missing",
             hint="Name your file: --data my.csv; or put records there.",
         )
+    if data is not None and data.is_file() and folder.exam.exists() and data.samefile(folder.exam):
+        raise InvalidInput(f"{data} is the exam.", code="exam_leak", hint="Name a file of training records.")
     return data or folder.train
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from preceptor_contracts.domains import Domain
-from preceptor_contracts.errors import PreceptorError
+from preceptor_contracts.errors import ManifestInvalid, PreceptorError
 from preceptor_contracts.files import sha256_file, sync_folder
 from preceptor_contracts.frozen import Frozen
 from preceptor_contracts.manifest import (
@@ -53,7 +53,10 @@ class Proofs(Frozen):
 def find_published(adapters: Path, run: RunDir) -> Manifest | None:
     """Returns the manifest of the adapter that this run published before; a kill may have hidden it from the events."""
     for path in sorted(adapters.glob(f"{run.spec.domain}-v*/{MANIFEST}")):
-        manifest = read_adapter(path.parent).manifest
+        try:
+            manifest = read_adapter(path.parent).manifest
+        except ManifestInvalid:
+            continue  # A renamed folder or one of another day is not this run's, and must not stop it.
         if manifest.run_id == run.id:
             return manifest
     return None

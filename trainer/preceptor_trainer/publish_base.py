@@ -59,6 +59,8 @@ def _copy(weights: Path, folder: Path, identity: BaseModelIdentity) -> None:
     try:
         shutil.copytree(weights, partial)
         for path in partial.iterdir():
+            # safetensors lets only its owner read; the engine may be somebody else.
+            path.chmod(0o644)
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
         write_atomic(partial / IDENTITY, identity.model_dump_json(indent=2) + "\n")

@@ -213,8 +213,10 @@ def _publish_base(shop: Workshop, run: RunDir, trained: Trained) -> Frozen:
 def _prove(shop: Workshop, run: RunDir, folder: DomainFolder) -> Proofs:
     from preceptor_trainer.canary import PROMPTS_TRIED, make_canary
     from preceptor_trainer.parity import RECORDS_COMPARED, certify, exam_sample, record_sample, spread
+    from preceptor_trainer.plan.forecast import Plan
     from preceptor_trainer.publish import Proofs
     from preceptor_trainer.tokens import label_token_ids
+    from preceptor_trainer.train.memory import place_for
 
     dataset, tokenizer = _dataset(shop, run)
     samples = [exam_sample(folder.domain, question) for question in preparing.read_exam(folder)]
@@ -227,7 +229,8 @@ def _prove(shop: Workshop, run: RunDir, folder: DomainFolder) -> Proofs:
     parity = asyncio.run(compare())
     tried = range(0, len(dataset.examples), max(1, len(dataset.examples) // PROMPTS_TRIED))[:PROMPTS_TRIED]
     candidates = [(dataset.examples[at].prompt, dataset.tokenised[at]) for at in tried]
-    canary = make_canary(run.spec.base_source, run.adapter, candidates, device=run.spec.device)
+    device = place_for(4 * run.result(Stage.PLAN, Plan).base_parameters, run.spec.device)
+    canary = make_canary(run.spec.base_source, run.adapter, candidates, device=device)
     return Proofs(
         parity=parity,
         canary=canary,

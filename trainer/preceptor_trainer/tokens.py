@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preceptor_contracts.errors import InvalidInput, PrerequisiteError
@@ -60,6 +61,23 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise InvalidInput(f"The tokenizer of {source!r} has no end-of-turn token.", hint="Take another BASE_MODEL.")
     return tokenizer
+
+
+def hub_revision(source: str) -> str:
+    """The commit that a Hugging Face id's files are of here; empty for a folder, and where they are not here.
+
+    Args:
+        source: Folder or Hugging Face id.
+    """
+    from transformers import AutoConfig
+
+    if Path(source).is_dir():
+        return ""
+    try:
+        # transformers keeps it under this name only.
+        return AutoConfig.from_pretrained(source)._commit_hash or ""
+    except (OSError, ValueError):
+        return ""
 
 
 def chat_template_sha(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -32,7 +32,7 @@ from preceptor_trainer.commands.options import (
     open_run,
 )
 from preceptor_trainer.prepare.report import Reading
-from preceptor_trainer.ranks import is_follower, ranks
+from preceptor_trainer.ranks import is_follower
 from preceptor_trainer.recipes import Overrides
 from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.stages import Evaluated, ExamWishes, Promoted, Workshop, follow
@@ -142,11 +142,6 @@ def _overrides(
 
 
 def _start(shop: Workshop, domain: str, overrides: Overrides, data: Path | None, reading: Reading) -> RunDir:
-    if ranks() > 1:
-        raise InvalidInput(
-            "Several processes can only go on with a run that is there already.",
-            hint=f"First `preceptor-trainer plan {domain}` without a launcher, then `resume` its run under it.",
-        )
     new = pipeline.start_run(shop, domain, overrides, data=data, reading=reading)
     busy_with.append(new)
     return new

@@ -14,11 +14,15 @@ from preceptor_contracts.files import Sha256, sha256_bytes
 from preceptor_contracts.records import JudgeQuestion
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from preceptor_trainer.gateway import retry_after_s
 from preceptor_trainer.settings import TrainerSettings
 
 ATTEMPTS = 3
 """Times that one order of one pair is asked about."""
 _TIMEOUT = httpx.Timeout(connect=10.0, read=120.0, write=30.0, pool=300.0)
+SENDS = 6
+"""Times that one request is sent while the endpoint is away or asks to come back later."""
+_TOO_MANY = 429
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MAX_TOKENS = 1024
 _FENCED = re.compile(r"^```(?:json)?\s*(?P<inside>.*?)\s*```$", re.DOTALL)
@@ -156,15 +160,23 @@ class Judge:
         return None
 
     async def _ask(self, messages: list[dict[str, str]]) -> str:
-        response = await self._post(messages)
-        if response.status_code in {400, 422} and not self._is_plain:
+        was_plain = self._is_plain
+        response = await self._post(messages, plain=was_plain)
+        if response.status_code in {400, 422} and not was_plain:
+            # Others that were under way with the same settings end up here too, and each asks again.
             self._is_plain = True
-            response = await self._post(messages)
+            response = await self._post(messages, plain=True)
         if response.status_code in {401, 403}:
             raise PrerequisiteError(
                 f"The judge at {self._host!r} refuses the key.",
                 code="judge_refuses",
                 hint="Check TRAINER_JUDGE_API_KEY.",
+            )
+        if response.status_code == _TOO_MANY:
+            raise PreceptorError(
+                f"The judge at {self._host!r} wants fewer requests than TRAINER_CONCURRENCY sends.",
+                code="judge_busy",
+                hint="Lower it, or go on later; answers and comparisons so far are kept.",
             )
         if response.is_error:
             raise PreceptorError(
@@ -178,25 +190,27 @@ class Judge:
             return ""
         return (choices[0].message.content or "") if choices else ""
 
-    async def _post(self, messages: list[dict[str, str]]) -> httpx.Response:
+    async def _post(self, messages: list[dict[str, str]], *, plain: bool) -> httpx.Response:
         body: dict[str, object] = {"model": self.name, "messages": messages}
-        if not self._is_plain:
+        if not plain:
             body |= {"temperature": 0, "max_tokens": _MAX_TOKENS, "response_format": _SCHEMA}
-        for attempt in range(ATTEMPTS):
+        for attempt in range(1, SENDS + 1):
             try:
                 response = await self._client.post("chat/completions", json=body)
             except httpx.TransportError as error:
-                if attempt == ATTEMPTS - 1:
+                if attempt == SENDS:
                     # Without `from`: the request's headers hold the key.
                     raise PreceptorError(
                         f"The judge at {self._host!r} does not answer: {type(error).__name__}.",
                         code="judge_down",
                         hint="Check TRAINER_JUDGE_URL; answers and comparisons so far are kept.",
                     ) from None
+                wait_s = None
             else:
-                if response.status_code not in _RETRIED or attempt == ATTEMPTS - 1:
+                if response.status_code not in _RETRIED or attempt == SENDS:
                     return response
-            await asyncio.sleep(self._pause_s * 2**attempt)
+                wait_s = retry_after_s(response)
+            await asyncio.sleep(self._pause_s * 2 ** (attempt - 1) if wait_s is None else wait_s)
         raise AssertionError("the loop returns or raises on its last attempt")
 
     def _shown(self, text: str) -> str:

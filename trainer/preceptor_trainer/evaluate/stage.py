@@ -50,7 +50,12 @@ def evaluate_run(shop: Workshop, run: RunDir) -> Evaluated:
     # `base` is both a side of the report and the raw base model's served name.
     everybody = served | {f"also {name}": name for name in shop.exam.also}
     pairs = [(BASE, side) for side in everybody if side != BASE]
-    seats = Seats(everybody, run.path, was_broken_off(run), pairs)
+    goes_on = was_broken_off(run)
+    if not goes_on:
+        # At once: should this sitting fail before anybody was asked, the next one must not find old answers.
+        for name in ("answers.jsonl", "guard.jsonl"):
+            (run.path / name).unlink(missing_ok=True)
+    seats = Seats(everybody, run.path, goes_on, pairs)
     tokenizer = _tokenizer_for(shop, run)
     if shop.exam.text is not None and tokenizer is not None:
         foretelling.read_passage(shop.exam.text, tokenizer)  # a bad file is told before anybody is asked

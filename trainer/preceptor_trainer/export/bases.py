@@ -74,9 +74,10 @@ def open_base(settings: TrainerSettings, manifest: Manifest) -> Base:
         PrerequisiteError: It is not there.
     """
     from preceptor_trainer.plan.forecast import load_config
+    from preceptor_trainer.tokens import hub_revision
 
-    identity = identify_base_model(settings.base_model, settings.base_models_dir)
     source = base_model_source(settings.base_model, settings.base_models_dir)
+    identity = identify_base_model(settings.base_model, settings.base_models_dir, hub_revision=hub_revision(source))
     config = load_config(source)
     quantised = getattr(config, "quantization_config", None)
     if quantised:

@@ -18,6 +18,7 @@ from preceptor_trainer.generate.candidates import Decision, WorkDir
 from preceptor_trainer.generate.review import Reviewed, read_review, refuse
 from preceptor_trainer.generate.screening import read_questions, read_training, repeated
 from preceptor_trainer.prepare.leaks import find_leaks
+from preceptor_trainer.prepare.reading import Container, look_at
 
 
 class Accepted(NamedTuple):
@@ -50,6 +51,7 @@ def accept(work: WorkDir, folder: DomainFolder, review: Path, into: Path | None)
         raise InvalidInput(f"{into} is the exam.", hint="Generated records are for training.")
     if into.is_dir():
         raise InvalidInput(f"{into} is a folder.", hint="Name a .jsonl file.")
+    _refuse_other_formats(into)
     lines = work.read()
     candidates = {candidate.record.id: candidate for answered in lines.answered for candidate in answered.candidates}
     training = read_training(folder.train)
@@ -74,6 +76,19 @@ def accept(work: WorkDir, folder: DomainFolder, review: Path, into: Path | None)
         rejected=sum(row.mark == "rejected" for row in reviewed),
         undecided=sum(not row.mark for row in reviewed),
     )
+
+
+def _refuse_other_formats(into: Path) -> None:
+    """Lines of JSON fit behind lines of JSON only; a CSV or an array would be spoilt by them."""
+    if not into.exists() or not into.read_bytes().strip():
+        return
+    source = look_at(into)
+    if source.container is not Container.LINES or source.compressed:
+        raise InvalidInput(
+            f"{into} holds {source.described()}; records are appended as lines of JSON.",
+            code="unknown_format",
+            hint="Name a .jsonl file: --into FILE. Training reads one file: convert the other one first.",
+        )
 
 
 def _refuse_second_thoughts(reviewed: Sequence[Reviewed], known: set[str], review: Path) -> None:

@@ -109,9 +109,10 @@ class Generator:
         )
 
     async def _run(self, jobs: Sequence[Job], tick: Tick, concurrency: int) -> None:
-        from preceptor_trainer.generate.endpoint import connect
+        from preceptor_trainer.generate.endpoint import METHODS, connect
 
-        async with connect(self._target, self._known_method()) as endpoint:
+        method = self._known_method()
+        async with connect(self._target, method or METHODS[0], has_answered=method is not None) as endpoint:
 
             async def one(job: Job) -> None:
                 line = await self._ask(endpoint, job)
@@ -124,15 +125,15 @@ class Generator:
             await one(jobs[0])
             await each(jobs[1:], one, limit=concurrency)
 
-    def _known_method(self) -> Method:
-        """How this endpoint wanted to be asked last time."""
+    def _known_method(self) -> Method | None:
+        """How this endpoint wanted to be asked when it answered last; None where it never did."""
         from preceptor_trainer.generate.endpoint import METHODS
 
         whom = (self._target.host, self._target.served)
         used = [
             line.method for line in self._work.read().answered if (line.host, line.served) == whom and not line.failure
         ]
-        return next((method for method in METHODS if used and method == used[-1]), METHODS[0])
+        return next((method for method in METHODS if used and method == used[-1]), None)
 
     async def _ask(self, endpoint: Endpoint, job: Job) -> Answered:
         asked = prompt_tokens = answer_tokens = 0

@@ -76,12 +76,13 @@ class _Answer(BaseModel):
 class Endpoint:
     """One served name behind one URL; make it with `connect`."""
 
-    def __init__(self, chat: ChatOpenAI, target: Target, method: Method) -> None:
+    def __init__(self, chat: ChatOpenAI, target: Target, method: Method, *, has_answered: bool) -> None:
         self._chat = chat
         self._target = target
         self.method: Method = method
         """How structured output is asked for; falls when the endpoint refuses."""
-        self._has_answered = False
+        self._has_answered = has_answered
+        """A request that fails is then the request's fault and not the endpoint's."""
 
     async def ask(self, messages: Sequence[Message], schema: Schema) -> Reply:
         """Sends one request, again where the endpoint was busy.
@@ -216,12 +217,15 @@ def _used(completion: openai.types.chat.ChatCompletion) -> tuple[int, int]:
 
 
 @asynccontextmanager
-async def connect(target: Target, method: Method = METHODS[0]) -> AsyncIterator[Endpoint]:
+async def connect(
+    target: Target, method: Method = METHODS[0], *, has_answered: bool = False
+) -> AsyncIterator[Endpoint]:
     """Opens the endpoint.
 
     Args:
         target: Whom to ask.
         method: How an earlier run found that this endpoint wants to be asked.
+        has_answered: Whether it answered an earlier run.
     """
     # Documents must not leave for LangSmith because of something that somebody once set for another program.
     langsmith.configure(enabled=False, client=None)
@@ -241,7 +245,7 @@ async def connect(target: Target, method: Method = METHODS[0]) -> AsyncIterator[
                 use_responses_api=False,
                 http_async_client=client,
             )
-        yield Endpoint(chat, target, method)
+        yield Endpoint(chat, target, method, has_answered=has_answered)
 
 
 def _limiter(requests_per_minute: float) -> InMemoryRateLimiter:

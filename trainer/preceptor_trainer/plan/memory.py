@@ -49,9 +49,11 @@ class Batch(NamedTuple):
 
     def scored(self, device: str) -> int:
         """Tokens whose scores over the vocabulary exist at once."""
-        most = min(self.tokens(device), _SCORED)
-        # On a CPU the answers' only. A batch of long records has long answers, so twice the mean.
-        return min(most, 2 * self.records * self.answer) if device == "cpu" and self.answer else most
+        if device != "cpu":
+            return min(self.tokens(device), _SCORED)
+        # The answers' only, all at once. A batch of long records has long answers, so twice the mean.
+        most = self.tokens(device)
+        return min(most, 2 * self.records * self.answer) if self.answer else most
 
 
 def estimate_memory(counts: Counts, recipe: Recipe, device: str, batch: Batch, *, checkpointing: bool) -> Parts:

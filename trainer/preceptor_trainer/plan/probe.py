@@ -27,7 +27,7 @@ from preceptor_trainer.quiet import silence_transformers
 from preceptor_trainer.recipes import Recipe
 from preceptor_trainer.runs import RunSpec
 from preceptor_trainer.train.answer_trainer import AnswerTrainer
-from preceptor_trainer.train.arguments import optimizer_name
+from preceptor_trainer.train.arguments import on_one_device, optimizer_name
 from preceptor_trainer.train.batches import Row, RowLoader, StepBatches
 from preceptor_trainer.train.memory import is_out_of_memory
 from preceptor_trainer.train.training import split
@@ -135,7 +135,7 @@ def probe_passes(lengths: Sequence[int], recipe: Recipe) -> list[list[Row]]:
 
 def _arguments(folder: str, recipe: Recipe, device: str, checkpointing: bool) -> SFTConfig:
     on_cuda = device == "cuda"
-    return SFTConfig(
+    made = SFTConfig(
         output_dir=folder,
         max_steps=STEPS,
         per_device_train_batch_size=recipe.batch_size,
@@ -156,3 +156,4 @@ def _arguments(folder: str, recipe: Recipe, device: str, checkpointing: bool) ->
         report_to=[],
         seed=recipe.seed,
     )
+    return on_one_device(made)

@@ -93,7 +93,7 @@ def _of_the_method(recipe: Recipe, place: Place) -> list[Finding]:
             Finding(
                 level="note",
                 what="full makes no adapter: the engine serves the result as a base model of its own",
-                fix="export it, and set BASE_MODEL to its folder",
+                fix="set BASE_MODEL to the folder that stage publish writes",
             )
         )
     elif recipe.rank > place.max_lora_rank:

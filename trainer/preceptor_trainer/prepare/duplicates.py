@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from preceptor_contracts.records import RECORDS, ChatRecord, Example, McqRecord, Record, asked_text
 
 from preceptor_trainer.prepare.cleaning import folded
-from preceptor_trainer.prepare.leaks import jaccard, words
+from preceptor_trainer.prepare.leaks import jaccard, question_part, words
 from preceptor_trainer.prepare.lines import Lines
 from preceptor_trainer.prepare.tally import Tally
 
@@ -76,8 +76,9 @@ class Fingerprints:
 
     def add(self, record: Record, example: Example) -> None:
         """Takes one more record."""
-        answer = folded(example.answer)
-        rendered = "\0".join([*(folded(message.content) for message in example.prompt), answer])
+        rendered = "\0".join(folded(text) for text in (*(turn.content for turn in example.prompt), example.answer))
+        # The letter of an option depends on the options' order; its text does not.
+        answer = folded(record.options[record.answer] if isinstance(record, McqRecord) else example.answer)
         self._rendered += blake2b(rendered.encode(), digest_size=16).digest()
         self._questions.append(_hash(question_key(record, example)))
         self._answers.append(_hash(answer))
@@ -123,8 +124,13 @@ class Fingerprints:
         bands = np.memmap(self._path, dtype=np.uint64, mode="r").reshape(-1, _BANDS)
 
         @lru_cache(maxsize=4096)
-        def shingles(at: int) -> frozenset[bytes]:
-            return frozenset(_shingles(_asked_whole(RECORDS.validate_json(lines[at]))))
+        def shingles(at: int) -> tuple[frozenset[bytes], frozenset[bytes]]:
+            record = RECORDS.validate_json(lines[at])
+            return frozenset(_shingles(_asked_whole(record))), frozenset(_shingles(question_part(record)))
+
+        def alike(one: int, two: int) -> bool:
+            # Two questions on one long passage share most of their words and are two questions all the same.
+            return all(jaccard(*pair) >= NEAR_LIMIT for pair in zip(shingles(one), shingles(two), strict=True))
 
         for band in range(_BANDS):
             keys = np.array(bands[:, band])
@@ -133,7 +139,7 @@ class Fingerprints:
             for begin, end in _runs(ranked[1:] == ranked[:-1]):
                 standing: list[int] = []
                 for at in (int(at) for at in order[begin:end] if not dropped[at]):
-                    like = next((one for one in standing if jaccard(shingles(one), shingles(at)) >= NEAR_LIMIT), None)
+                    like = next((one for one in standing if alike(one, at)), None)
                     if like is not None:
                         dropped[at] = True
                         found.add(Repeat(like, at))

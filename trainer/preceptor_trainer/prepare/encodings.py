@@ -39,7 +39,8 @@ def require_encoding(name: str) -> str:
         raise InvalidInput(
             f"There is no encoding {name!r}.", code="unknown_encoding", hint="Common ones: utf-8, cp1252, utf-16."
         ) from error
-    return found.name
+    # Excel's "CSV UTF-8" begins with a mark; without one this reads the same.
+    return "utf-8-sig" if found.name == "utf-8" else found.name
 
 
 def detect_encoding(stream: BinaryIO, name: str) -> str:

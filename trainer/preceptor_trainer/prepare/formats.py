@@ -95,12 +95,16 @@ class Converter:
 
         def asked() -> Iterator[Asked]:
             for value in self._values():
-                if isinstance(value, dict):
-                    try:
-                        options, answer, _ = _choices(_cells(value))
-                    except ValueError:
+                if not isinstance(value, dict) or "kind" in value:
+                    continue
+                try:
+                    cells = _cells(value)
+                    if not _has_options(cells):
                         continue
-                    yield Asked(options, answer)
+                    options, answer, _ = _choices(cells)
+                except ValueError:
+                    continue
+                yield Asked(options, answer)
 
         return settle_counting(asked())
 
@@ -318,7 +322,9 @@ def _choices(cells: Cells) -> tuple[list[str], str, set[str]]:
     right = _first(cells, (*_RIGHT, *_RIGHT_TOO))
     if right is None:
         raise _lacks("no answer", cells, (*_RIGHT, *_RIGHT_TOO))
-    return _without_labels(options), _text(cells, right), used | {right}
+    plain, answer = _without_labels(options), _text(cells, right)
+    # "A) Paris" may be the answer as well as the option.
+    return plain, plain[options.index(answer)] if answer in options else answer, used | {right}
 
 
 def _refuse_gap(columns: Sequence[str]) -> None:

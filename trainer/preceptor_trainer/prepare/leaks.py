@@ -18,7 +18,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from preceptor_contracts.manifest import LeakedPair, LeakSummary
-from preceptor_contracts.records import ChatRecord, McqQuestion, McqRecord, Question, Record, asked_text
+from preceptor_contracts.records import (
+    ChatRecord,
+    InstructionRecord,
+    McqQuestion,
+    McqRecord,
+    PromptCompletionRecord,
+    Question,
+    Record,
+    asked_text,
+)
 
 GRAM_LIMIT = 0.6
 """Jaccard share of word 4-grams from which two questions count as the same."""
@@ -29,6 +38,8 @@ CONTAINED_LIMIT = 0.8
 CONTAINED_WORDS = 8
 """Shorter questions are not looked for inside longer texts: their words meet by chance."""
 _GRAM = 4
+_OTHER_ANSWER, _OTHER_OPTIONS = 0.2, 0.5
+"""Shares of words below which right options, and all options, are others."""
 _KEPT, _IN_MANIFEST, _EXCERPT = 200, 20, 300
 # A script without spaces has no words to split at; there each character counts as one.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -99,6 +110,10 @@ class _Fingerprint(NamedTuple):
     words: tuple[str, ...]
     distinct: frozenset[str]
     grams: frozenset[tuple[str, ...]]
+    question: frozenset[str]
+    """Words of the question alone, without the passage or context before it."""
+    options: tuple[frozenset[str], frozenset[str]] | None
+    """Multiple choice: words of the right option, and of all."""
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -126,7 +141,7 @@ class ExamIndex:
     def __init__(
         self, questions: Sequence[Question], *, gram_limit: float = GRAM_LIMIT, word_limit: float = WORD_LIMIT
     ) -> None:
-        self._exam = [_fingerprint(question.id, text) for question in questions for text in _asked(question)]
+        self._exam = [_fingerprint(question, text) for question in questions for text in _asked(question)]
         self._limits = gram_limit, word_limit
         self._exact: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
         for at, question in enumerate(self._exam):
@@ -144,7 +159,7 @@ class ExamIndex:
         """Returns the questions that a record gives away, each once, exact ones first."""
         found: dict[str, Leak] = {}
         for text in _asked(record):
-            asked = _fingerprint(record.id, text)
+            asked = _fingerprint(record, text)
             for leak in self._same(asked):
                 found.setdefault(leak.question_id, leak)
         for leak in self._inside(record):
@@ -159,6 +174,8 @@ class ExamIndex:
             gram_share = jaccard(asked.grams, question.grams)
             word_share = jaccard(asked.distinct, question.distinct)
             is_exact = asked.words == question.words
+            if not _ask_one_thing(asked, question, word_limit):
+                continue
             if is_exact or gram_share >= gram_limit or word_share >= word_limit:
                 method: Method = "exact" if is_exact else "near"
                 yield Leak(asked.id, question.id, gram_share, word_share, method, asked.text, question.text)
@@ -175,7 +192,7 @@ class ExamIndex:
         for at, shared in sorted(counts.items()):
             question = self._exam[at]
             if shared >= CONTAINED_LIMIT * len(question.grams):
-                whole = _fingerprint(record.id, text)
+                whole = _fingerprint(record, text)
                 gram_share, word_share = (
                     jaccard(whole.grams, question.grams),
                     jaccard(whole.distinct, question.distinct),
@@ -231,13 +248,53 @@ def find_leaks(
     return [leak for record in records for leak in index.leaks(record)]
 
 
+def _ask_one_thing(asked: _Fingerprint, question: _Fingerprint, limit: float) -> bool:
+    """Tells apart rows that share a passage but no question, or a stem ("Which is true?") but no option."""
+    if asked.options and question.options:
+        right, all_options = (
+            jaccard(mine, theirs) for mine, theirs in zip(asked.options, question.options, strict=True)
+        )
+        if right < _OTHER_ANSWER and all_options < _OTHER_OPTIONS:
+            return False
+    has_context = asked.question != asked.distinct or question.question != question.distinct
+    return not has_context or jaccard(asked.question, question.question) >= limit
+
+
 def _asked(row: Record | Question) -> list[str]:
-    """What a row asks; questions on different passages differ though their words may be the same."""
+    """What a row asks; questions on different passages differ though their words may be the same.
+
+    A record may put its question behind an instruction or a context: each paragraph of it is looked at by itself too.
+    """
     if isinstance(row, ChatRecord):
-        return [message.content for message in row.messages if message.role == "user"]
-    if isinstance(row, McqRecord | McqQuestion) and row.passage:
-        return [f"{row.passage} {row.question}"]
+        said = [message.content for message in row.messages if message.role == "user"]
+        return [*said, *(part for text in said for part in _paragraphs(text))]
+    if isinstance(row, McqRecord | McqQuestion):
+        return [f"{row.passage} {row.question}" if row.passage else row.question]
+    if isinstance(row, InstructionRecord):
+        given = [row.input] if row.input.strip() else []
+        return [asked_text(row), *given, *_paragraphs(row.instruction), *_paragraphs(row.input)]
+    if isinstance(row, PromptCompletionRecord):
+        return [row.prompt, *_paragraphs(row.prompt)]
     return [asked_text(row)]
+
+
+def _paragraphs(text: str) -> list[str]:
+    """The lines of a text that has several."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines if len(lines) > 1 else []
+
+
+def question_part(row: Record | Question) -> str:
+    """The question alone: of multiple choice without the passage, else the last paragraph."""
+    if isinstance(row, McqRecord | McqQuestion):
+        return row.question
+    return asked_text(row).rstrip().rpartition("\n\n")[2]
+
+
+def _options_of(row: Record | Question) -> tuple[frozenset[str], frozenset[str]] | None:
+    if not isinstance(row, McqRecord | McqQuestion):
+        return None
+    return frozenset(words(row.options[row.answer])), frozenset(words(" ".join(row.options)))
 
 
 def _all_text(record: Record) -> str:
@@ -249,7 +306,8 @@ def _all_text(record: Record) -> str:
     return f"{asked_text(record)}\n{answer}"
 
 
-def _fingerprint(row_id: str, text: str) -> _Fingerprint:
+def _fingerprint(row: Record | Question, text: str) -> _Fingerprint:
     split = words(text)
     grams = frozenset(split[start : start + _GRAM] for start in range(len(split) - _GRAM + 1))
-    return _Fingerprint(row_id, text, split, frozenset(split), grams)
+    distinct = frozenset(words(question_part(row))) & frozenset(split) or frozenset(split)
+    return _Fingerprint(row.id, text, split, frozenset(split), grams, distinct, _options_of(row))

@@ -268,8 +268,10 @@ def _array_rows(text: TextIO) -> Iterator[Row | Problem]:
 
 
 def _csv_rows(text: TextIO, delimiter: str) -> Iterator[Row | Problem]:
+    csv.field_size_limit(MAX_LINE)
     reader = csv.reader(_csv_lines(text), delimiter=delimiter, strict=True)
-    header = [column_name(name) for name in next(reader)]
+    first = next(row for row in reader if any(cell.strip() for cell in row))
+    header = [column_name(name) for name in first]
     while True:
         number = reader.line_num + 1
         try:

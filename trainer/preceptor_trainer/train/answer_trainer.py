@@ -6,6 +6,7 @@ that carry no loss.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,14 +74,16 @@ class AnswerTrainer(SFTTrainer):
         training = bool(model.training)
         seen = self._count(inputs.pop("tokens"), training)
         several = self.args.world_size > 1
-        if inputs["input_ids"].device.type != "cpu" or several or return_outputs:
+        causal = self._causal(model)
+        # An architecture may do more to its scores than multiply by the head; ours are known not to.
+        known = side_by_side.is_known(causal.config)
+        if inputs["input_ids"].device.type != "cpu" or several or return_outputs or not known:
             self._add(seen, seen, training)
             # TRL's fused head skips ignored tokens by itself on CUDA, and its forward is what sums gradients over
             # processes.
             return super().compute_loss(  # type: ignore[no-untyped-call]  # untyped there
                 model, inputs, return_outputs, num_items_in_batch
             )
-        causal = self._causal(model)
         # accelerate's autocast wraps the outer forward only, which is not called here.
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.args.bf16):
             states = _states(causal, inputs)
@@ -112,7 +115,8 @@ class AnswerTrainer(SFTTrainer):
             PreceptorError: It cannot be written; what was begun is removed.
         """
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        with whole_checkpoint(folder):
+        # One process vouches for the folder: the others would see files come and go while it writes.
+        with whole_checkpoint(folder) if self.args.should_save else nullcontext():
             super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]  # untyped there
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -28,7 +28,7 @@ def optimizer_name(recipe: Recipe, device: str) -> str:
     return _OPTIMIZERS["paged-adamw-32bit" if recipe.is_quantised and device == "cuda" else "adamw"]
 
 
-def arguments(run: RunDir, plan: Plan, division: Division, reporters: Sequence[str]) -> SFTConfig:
+def arguments(run: RunDir, plan: Plan, division: Division, reporters: Sequence[str], *, validates: bool) -> SFTConfig:
     """Makes the Trainer's arguments.
 
     Args:
@@ -36,6 +36,7 @@ def arguments(run: RunDir, plan: Plan, division: Division, reporters: Sequence[s
         plan: Says how many steps, and whether activations are recomputed.
         division: Of a step over forward passes.
         reporters: Where metrics go, beside the events; TensorBoard is not among them, it gets a folder of its own.
+        validates: Whether records are held out.
     """
     recipe, on_cuda = run.spec.recipe, run.spec.device == "cuda"
     made = SFTConfig(
@@ -64,7 +65,7 @@ def arguments(run: RunDir, plan: Plan, division: Division, reporters: Sequence[s
         save_steps=recipe.checkpoint_every,
         # The last, the one before, whose successor may not be whole yet, and the best.
         save_total_limit=3 if recipe.patience else 2,
-        eval_strategy="steps" if recipe.validation_share else "no",
+        eval_strategy="steps" if validates else "no",
         eval_steps=recipe.validate_every,
         metric_for_best_model="eval_loss" if recipe.patience else None,
         greater_is_better=False if recipe.patience else None,
@@ -77,9 +78,16 @@ def arguments(run: RunDir, plan: Plan, division: Division, reporters: Sequence[s
         report_to=list(reporters),
         seed=recipe.seed,
     )
+    return on_one_device(made)
+
+
+def on_one_device(made: SFTConfig) -> SFTConfig:
+    """Keeps a process to one GPU.
+
+    With several and no launcher, transformers would copy the base model to all of them in threads, which TRL refuses.
+    The first one does; `training` says so.
+    """
     if made.n_gpu > 1:
-        # Several GPUs and no launcher: transformers would copy the base model to all of them in threads, which TRL
-        # refuses. The first one does; `training` says so.
         made._n_gpu = 1
     return made
 

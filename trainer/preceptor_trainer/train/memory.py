@@ -12,6 +12,9 @@ from preceptor_trainer.runs import RunDir, Stage
 _SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """torch's allocators on CUDA and on processors, bitsandbytes, and cuBLAS."""
 
+_ROOM = 1.2
+"""Times its weights that a base model takes while it answers one prompt."""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True where an error means that a smaller batch may help."""
@@ -25,6 +28,18 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def place_for(weight_bytes: int, device: str) -> str:
+    """Says where so many bytes of weights fit: on the GPU, or else on the processor.
+
+    Float32 weights, which the canary is computed with, may be eight times those that a QLoRA trained on.
+    """
+    if device != "cuda":
+        return device
+    free_memory()
+    free, _ = torch.cuda.mem_get_info()
+    return device if free > _ROOM * weight_bytes else "cpu"
 
 
 def batch_size(run: RunDir) -> int:

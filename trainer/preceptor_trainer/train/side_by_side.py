@@ -112,9 +112,14 @@ def lay_out(records: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> SideBySide:
     )
 
 
+def is_known(config: Any) -> bool:
+    """Tells whether a base model's architecture is one of `ARCHITECTURES`."""
+    return config.get_text_config().model_type in ARCHITECTURES
+
+
 def prepare(causal: Any) -> None:
     """Gives the decoder our attention, where it passes `layout` on to it."""
-    if causal.config.get_text_config().model_type in ARCHITECTURES:
+    if is_known(causal.config):
         causal.set_attn_implementation(ATTENTION)
 
 

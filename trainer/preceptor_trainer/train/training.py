@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from datasets import Dataset as Table
-from preceptor_contracts.errors import PreceptorError
+from preceptor_contracts.errors import InvalidInput, PreceptorError
 from preceptor_contracts.frozen import Frozen
 from preceptor_contracts.manifest import TrainMetrics
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
@@ -137,6 +137,12 @@ def take_part(
     silence_transformers()
     refuse_missing(reporters)
     recipe, parts = run.spec.recipe, split(dataset, run.spec.recipe)
+    if recipe.patience is not None and not parts.held_out:
+        raise InvalidInput(
+            f"No record can be held out for the validation loss, which patience {recipe.patience} waits for: every "
+            "topic keeps at least one to train on.",
+            hint="Give topics more records each, or leave patience out of the recipe.",
+        )
     steps = count_steps(count_rows([example.length for example in parts.training], recipe), recipe)
     if steps != plan.steps:
         raise PreceptorError(
@@ -210,7 +216,13 @@ def _trainer(
     set_seed(recipe.seed)
     trainer = AnswerTrainer(
         model=load_base(run.spec.base_source, recipe, run.spec.device),
-        args=arguments(run, plan, division, [name for name in reporters if name != TENSORBOARD]),
+        args=arguments(
+            run,
+            plan,
+            division,
+            [name for name in reporters if name != TENSORBOARD],
+            validates=bool(parts.held_out),
+        ),
         batches=RowLoader(parts.training, batches, packed=packed, pad_id=pad_id),
         held_out=_held_out(parts.held_out, division.batch_size, pad_id) if parts.held_out else None,
         # TRL asks for tables and looks at their columns; the rows come from the loaders.
