@@ -136,3 +136,11 @@ def test_what_is_learned_is_the_option_and_what_is_asked_holds_the_passage_and_n
         assert mcq_candidates(domain, row)[row.answer] == row.options[row.answer]
     assert domain.mcq is not None
     assert domain.mcq.explain is None
+
+
+def test_no_explanation_names_an_option_by_its_place() -> None:
+    place = re.compile(
+        r"\b(first|second|third|fourth|last)( and (second|third|last|fourth))? (choice|option|quotation)s?\b"
+    )
+    named = [row.id for row in (*train(), *exam()) if place.search(row.explanation.casefold())]
+    assert named == []

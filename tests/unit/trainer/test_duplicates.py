@@ -8,6 +8,7 @@ import pytest
 from preceptor_contracts.domains import Domain, find_domain
 from preceptor_contracts.files import canonical_json, sha256_bytes
 from preceptor_contracts.frozen import read_jsonl
+from preceptor_contracts.mcq import Scoring
 from preceptor_contracts.records import RECORDS
 from preceptor_trainer.prepare.dataset import read_exam
 from preceptor_trainer.prepare.draft import Draft, write_draft
@@ -126,3 +127,27 @@ def test_the_shipped_domains_come_through_unchanged(name: str, tmp_path: Path) -
     records = read_jsonl(folder.train, RECORDS)
     text = "".join(canonical_json(record.model_dump(mode="json")) + "\n" for record in records)
     assert draft.sha256 == sha256_bytes(text.encode())
+
+
+def test_two_questions_behind_one_long_context_stay_two(domain: Domain, tmp_path: Path) -> None:
+    context = " ".join(f"word{at}" for at in range(300))
+    rows = [
+        {"context": context, **_qa("Is the shop open on Sundays?", "Yes.")},
+        {"context": context, **_qa("Are dogs allowed inside the reading room?", "Yes.")},
+    ]
+    draft = _draft(domain, tmp_path, rows)
+    assert (draft.repeats.near.count, len(draft.lines)) == (0, 2)
+
+
+def test_multiple_choice_contradicts_by_the_options_text_and_not_by_its_letter(domain: Domain, tmp_path: Path) -> None:
+    layout = domain.mcq
+    assert layout is not None
+    by_letter = domain.model_copy(update={"mcq": layout.model_copy(update={"scoring": Scoring.LETTERS})})
+    capital, planet = "What is the capital of France?", "Which planet is red?"
+    rows: list[dict[str, object]] = [
+        {"question": capital, "A": "Paris", "B": "Rome", "answer": "A"},
+        {"question": capital, "A": "Rome", "B": "Paris", "answer": "B"},
+        {"question": planet, "A": "Mars", "B": "Venus", "answer": "A"},
+        {"question": planet, "A": "Venus", "B": "Mars", "answer": "A"},
+    ]
+    assert _pairs(_draft(by_letter, tmp_path, rows).repeats.contradictions) == [(2, 3)]

@@ -8,6 +8,7 @@ import pytest
 from preceptor_contracts.errors import InvalidInput, PreceptorError
 from preceptor_trainer import pipeline
 from preceptor_trainer.evaluate.exam import AnswerRow
+from preceptor_trainer.gateway import Gateway, GatewayDown
 from preceptor_trainer.publish import Published
 from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.stages import Evaluated, ExamWishes, Workshop
@@ -148,6 +149,21 @@ def test_an_exam_that_was_finished_is_sat_anew(shop: Workshop, run: RunDir, gate
     pipeline.redo(shop, run, Stage.EVALUATE)
     assert len(gateway.asked) == 2 * SEATS
     assert run.result(Stage.EVALUATE, Evaluated).report == first.replace(".json", "-2.json")
+
+
+def test_a_sitting_that_failed_before_anybody_was_asked_passes_no_old_answers_on(
+    shop: Workshop, run: RunDir, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(gateway: Gateway) -> None:
+        raise GatewayDown("It is away.")
+
+    pipeline.go_on(shop, run, last=Stage.EVALUATE)
+    with monkeypatch.context() as patch:
+        patch.setattr(Gateway, "health", away)
+        with pytest.raises(PreceptorError):
+            pipeline.redo(_impatient(shop), run, Stage.EVALUATE)
+    pipeline.redo(shop, run, Stage.EVALUATE)
+    assert len(gateway.asked) == 2 * SEATS
 
 
 def test_an_adapter_unloaded_in_the_middle_is_loaded_again(

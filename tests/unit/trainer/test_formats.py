@@ -183,3 +183,20 @@ def test_counting_is_told_from_the_rows() -> None:
     assert settle_counting([Asked(three, "B")]) is Counting.TEXT
     assert settle_counting([Asked(three, "0"), Asked(three, "2")]) is Counting.ZERO
     assert find_answer(Asked(three, "3"), Counting.ONE) == 2
+
+
+def test_an_answer_may_be_spelt_like_its_labelled_option() -> None:
+    record = _convert({"question": "Where?", "options": ["A) Paris", "B) Rome"], "answer": "B) Rome"})
+    assert isinstance(record, McqRecord)
+    assert (record.options, record.answer) == (("Paris", "Rome"), 1)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"question": "How many?", "answer": "12"}, {"kind": "mcq", "question": "Q", "options": ["a", "b"], "answer": 0}],
+    ids=["no options", "our own"],
+)
+def test_rows_without_options_of_this_kind_do_not_say_what_numbers_mean(other: dict[str, Any]) -> None:
+    record = _convert({"question": "Two and two?", "options": ["3", "4", "5", "6"], "answer": "4"}, other)
+    assert isinstance(record, McqRecord)
+    assert record.options[record.answer] == "4"

@@ -361,3 +361,14 @@ def test_a_domain_that_has_its_questions_in_several_shapes_is_compared_with_all(
         ],
     )
     assert "2 a training record" in write(bench, GOOD, ODD)
+
+
+def test_lines_are_never_put_behind_a_table(bench: Bench) -> None:
+    write(bench, GOOD)
+    table = bench.folder / "faq.csv"
+    table.write_text("question,answer\nWhy?,Because.\n")
+    before = table.read_bytes()
+    code, printed = bench.run("--accept", bench.mark("yes"), "--into", table)
+    assert code == 2
+    assert "--into FILE" in printed
+    assert table.read_bytes() == before

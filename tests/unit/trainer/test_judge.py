@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from preceptor_contracts.records import JudgeQuestion
 from preceptor_trainer.evaluate.comparing import Judgement, Outcome, compare, outcomes_of, settle, summarise
 from preceptor_trainer.evaluate.exam import AnswerRow
 from preceptor_trainer.evaluate.graders import Graded
-from preceptor_trainer.evaluate.judge import ATTEMPTS, Judge, read_winner
+from preceptor_trainer.evaluate.judge import ATTEMPTS, SENDS, Judge, read_winner
 from preceptor_trainer.evaluate.sitting import Sitting
 
 KEY = "s3cret-judge-key"
@@ -184,7 +185,7 @@ async def test_a_judge_that_is_not_there_is_told_without_the_key() -> None:
     async with _judge(answer) as judge:
         with pytest.raises(PreceptorError) as caught:
             await judge.prefers(QUESTION, "a", "b")
-    assert (caught.value.code, len(asked)) == ("judge_down", ATTEMPTS)
+    assert (caught.value.code, len(asked)) == ("judge_down", SENDS)
     assert KEY not in str(caught.value)
     assert caught.value.__cause__ is None
 
@@ -235,3 +236,35 @@ def test_each_pair_of_three_sides_is_told_by_its_own_comparison() -> None:
     assert sitting.pair("c", "a").only_first == ("q0",)
     assert sitting.pair("b", "c").difference == 0
     assert outcomes_of(judged, "c", "a") == {"q0": Outcome.FIRST}
+
+
+async def test_a_judge_that_refuses_the_settings_is_asked_plainly_by_all_who_asked_at_once() -> None:
+    asked: list[bool] = []
+
+    async def refuse_schemas(request: httpx.Request) -> httpx.Response:
+        plain = "response_format" not in json.loads(request.content)
+        asked.append(plain)
+        # All eight are under way before the first is refused.
+        while len(asked) < 8:
+            await asyncio.sleep(0)
+        return _fair(request) if plain else httpx.Response(400, json={"error": "no response_format here"})
+
+    judge = Judge("http://judge.example/v1", "wise", KEY, transport=httpx.MockTransport(refuse_schemas), pause_s=0)
+    async with judge:
+        said = await asyncio.gather(*(judge.prefers(QUESTION, "a", "longer") for _ in range(8)))
+    assert said == ["2"] * 8
+    assert (asked.count(False), asked.count(True)) == (8, 8)
+
+
+async def test_a_judge_that_is_busy_is_waited_for_as_long_as_it_says() -> None:
+    waits = iter([httpx.Response(429, headers={"retry-after": "0"})] * (SENDS - 1))
+    async with _judge(lambda request: next(waits, None) or _fair(request)) as judge:
+        assert await judge.prefers(QUESTION, "a", "longer") == "2"
+
+
+async def test_a_judge_that_stays_busy_is_told_with_the_way_out() -> None:
+    async with _judge(lambda request: httpx.Response(429, headers={"retry-after": "0"})) as judge:
+        with pytest.raises(PreceptorError) as caught:
+            await judge.prefers(QUESTION, "a", "b")
+    assert caught.value.code == "judge_busy"
+    assert "TRAINER_CONCURRENCY" in caught.value.message

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from preceptor_contracts.messages import Message
-from preceptor_contracts.records import ChatRecord, McqQuestion, McqRecord, PromptCompletionRecord
+from preceptor_contracts.records import (
+    ChatRecord,
+    InstructionRecord,
+    McqQuestion,
+    McqRecord,
+    PromptCompletionRecord,
+)
 from preceptor_trainer.prepare.leaks import ExamIndex, Leak, LeakTally, find_leaks, words
 
 LONG = "How many patients who live in Leeds saw a cardiologist during March last year"
@@ -134,3 +140,48 @@ def test_leaks_of_dropped_records_do_not_count() -> None:
     assert summary is not None
     assert (summary.pairs, summary.records, summary.questions) == (3, 3, 2)
     assert tally.among(np.ones(4, dtype=np.bool_)) == ([], None)
+
+
+SHORT = "When does the library open on Mondays?"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        InstructionRecord(
+            id="t", kind="instruction", topic="x", instruction="Answer briefly.", input=SHORT, output="At nine."
+        ),
+        _asks(f"The library is in Mill Lane. It has two floors.\n\n{SHORT}"),
+        _asks(f"Question: {SHORT}\nAnswer:"),
+    ],
+    ids=["instruction", "context", "layout"],
+)
+def test_a_short_question_behind_other_text_is_a_leak(record: InstructionRecord | PromptCompletionRecord) -> None:
+    assert find_leaks([record], [_question(SHORT)])
+
+
+def _mcq(question: str, options: tuple[str, ...], passage: str = "") -> McqRecord:
+    return McqRecord(id="t", kind="mcq", topic="x", question=question, options=options, answer=0, passage=passage)
+
+
+def _mcq_question(question: str, options: tuple[str, ...], passage: str = "") -> McqQuestion:
+    return McqQuestion(
+        id="e", kind="mcq", topic="x", group="g", question=question, options=options, answer=0, passage=passage
+    )
+
+
+def test_a_stem_that_many_questions_share_is_no_leak() -> None:
+    stem = "Which of the following is true?"
+    pets = _mcq(stem, ("Cats purr when content.", "Dogs lay eggs."))
+    assert find_leaks([pets], [_mcq_question(stem, ("Two and two make four.", "Seven is even."))]) == []
+    assert find_leaks([pets], [_mcq_question(stem, ("Content cats purr.", "Fish can fly."))])
+
+
+def test_two_questions_on_one_passage_are_two_questions() -> None:
+    passage = " ".join(f"word{at}" for at in range(120))
+    trained = _mcq("Why did the baker leave the village?", ("He was ill.", "He was poor."), passage)
+    other = _mcq_question("Who bought the empty mill in spring?", ("He was ill.", "He was poor."), passage)
+    assert find_leaks([trained], [other]) == []
+    assert find_leaks(
+        [trained], [_mcq_question("Why did the baker leave this village?", ("He was ill.", "x"), passage)]
+    )

@@ -44,6 +44,7 @@ def _problems(path: Path) -> list[Problem]:
         (CSV.replace("a, b", "a; b").replace(",", ";").replace("a; b", "a, b"), Container.CSV),
         (CSV.replace("a, b", "a; b").replace(",", "\t").replace("a; b", "a, b"), Container.CSV),
         (CSV + "\n\n", Container.CSV),
+        ("\n \n" + CSV, Container.CSV),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -197,3 +198,14 @@ def test_a_bad_csv_row_is_told_with_the_line_it_begins_on(tmp_path: Path, text: 
     [problem] = _problems(_write(tmp_path, text))
     assert problem.number == line
     assert says in problem.message
+
+
+@pytest.mark.parametrize("text", [CSV, JSONL])
+def test_excels_mark_before_utf_8_is_no_part_of_it_where_the_encoding_is_named(tmp_path: Path, text: str) -> None:
+    path = _write(tmp_path, text.encode("utf-8-sig"))
+    assert _values(path, "utf-8") == ROWS
+
+
+def test_a_long_cell_is_read(tmp_path: Path) -> None:
+    path = _write(tmp_path, f"question,answer\nWhy?,{'x' * 200_000}\n")
+    assert _values(path) == [{"question": "Why?", "answer": "x" * 200_000}]

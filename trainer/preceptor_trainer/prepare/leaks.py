@@ -193,6 +193,9 @@ class ExamIndex:
             question = self._exam[at]
             if shared >= CONTAINED_LIMIT * len(question.grams):
                 whole = _fingerprint(record, text)
+                # A passage that both share is most of the text, and asks nothing.
+                if len(question.question & whole.distinct) < CONTAINED_LIMIT * len(question.question):
+                    continue
                 gram_share, word_share = (
                     jaccard(whole.grams, question.grams),
                     jaccard(whole.distinct, question.distinct),
