@@ -168,6 +168,7 @@ def follow(shop: Workshop, run: RunDir) -> None:
 def publish(shop: Workshop, run: RunDir) -> Frozen:
     """Proves the adapter servable, writes it, and has the gateway load it. Promotes nothing."""
     from preceptor_trainer import publish as publishing
+    from preceptor_trainer.train.checkpoints import full_disk_told
     from preceptor_trainer.train.training import Trained
 
     settings, folder = shop.settings, folder_of(shop, run)
@@ -177,7 +178,8 @@ def publish(shop: Workshop, run: RunDir) -> Frozen:
     manifest = publishing.find_published(settings.adapters_dir, run)
     if manifest is None:
         proofs = _prove(shop, run, folder)
-        manifest = publishing.write_adapter(settings.adapters_dir, run, folder.domain, trained, proofs)
+        with full_disk_told():
+            manifest = publishing.write_adapter(settings.adapters_dir, run, folder.domain, trained, proofs)
     name = manifest.adapter
 
     async def register() -> None:
@@ -201,8 +203,10 @@ def publish(shop: Workshop, run: RunDir) -> Frozen:
 
 def _publish_base(shop: Workshop, run: RunDir, trained: Trained) -> Frozen:
     from preceptor_trainer.publish_base import write_base
+    from preceptor_trainer.train.checkpoints import full_disk_told
 
-    published = write_base(shop.settings.base_models_dir, run, trained)
+    with full_disk_told():
+        published = write_base(shop.settings.base_models_dir, run, trained)
     shop.terminal.say(
         f"Wrote {published.folder}. To serve it, set BASE_MODEL={published.folder} and restart the engine. To examine "
         f"it as served, then: preceptor-trainer exam {run.spec.domain} --served {run.spec.domain}:base"

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -234,3 +236,18 @@ def _killed_at(step: int) -> object:
         before(self, args, state, control, **kwargs)  # type: ignore[arg-type]  # passed through
 
     return on_step_end
+
+
+def test_a_full_disk_at_publication_is_told_and_publishes_nothing(
+    shop: Workshop, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(source: object, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("preceptor_trainer.publish.shutil.copyfile", no_space)
+        with pytest.raises(PreceptorError, match="No space left") as caught:
+            pipeline.go_on(shop, run, last=Stage.PUBLISH)
+    assert caught.value.code == "not_written"
+    pipeline.go_on(shop, run, last=Stage.PUBLISH)
+    verify_files(read_adapter(shop.settings.adapters_dir / run.result(Stage.PUBLISH, Published).adapter))

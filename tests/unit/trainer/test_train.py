@@ -23,7 +23,7 @@ from preceptor_trainer.train.answer_trainer import AnswerTrainer
 from preceptor_trainer.train.arguments import optimizer_name, refuse_missing
 from preceptor_trainer.train.training import WEIGHTS, Trained
 
-from tests.unit.trainer.fixtures import write_domain, write_recipe
+from tests.unit.trainer.fixtures import write_domain, write_jsonl, write_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries
 
@@ -336,3 +336,30 @@ def test_a_folder_that_holds_no_base_model_is_told_apart(shop: Workshop, recipe:
     empty = shop._replace(settings=shop.settings.model_copy(update={"base_model": str(tmp_path / "empty")}))
     with pytest.raises(PrerequisiteError, match=r"holds no config\.json"):
         pipeline.start_run(empty, "plants", Overrides(recipe=recipe))
+
+
+def test_eight_bit_weights_are_not_sharded(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _start(shop, tmp_path, method="lora-8bit")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InvalidInput, match="'lora-8bit' cannot be sharded"):
+        pipeline.go_on(shop, run, last=Stage.TRAIN)
+
+
+def test_patience_without_a_record_to_hold_out_is_refused_before_the_base_model_is_loaded(
+    shop: Workshop, tmp_path: Path
+) -> None:
+    rows = [{"question": f"What is {at}?", "answer": f"It is {at}.", "topic": f"topic {at}"} for at in range(4)]
+    write_jsonl(tmp_path / "rows.jsonl", [dict(row) for row in rows])
+    path = write_recipe(tmp_path / "patient.yaml", validation_share=0.1, patience=2)
+    run = pipeline.start_run(shop, "plants", Overrides(recipe=str(path)), data=tmp_path / "rows.jsonl")
+    with pytest.raises(InvalidInput, match="No record can be held out"):
+        pipeline.go_on(shop, run, last=Stage.TRAIN)
+
+
+def test_a_share_that_holds_no_record_out_trains_without_validation(shop: Workshop, tmp_path: Path) -> None:
+    rows = [{"question": f"What is {at}?", "answer": f"It is {at}.", "topic": f"topic {at}"} for at in range(4)]
+    write_jsonl(tmp_path / "rows.jsonl", [dict(row) for row in rows])
+    path = write_recipe(tmp_path / "own.yaml", validation_share=0.1)
+    run = pipeline.start_run(shop, "plants", Overrides(recipe=str(path)), data=tmp_path / "rows.jsonl")
+    pipeline.go_on(shop, run, last=Stage.TRAIN)
+    assert run.events(Stage.TRAIN, "validation") == []

@@ -103,6 +103,5 @@ def not_written(what: str, error: Exception) -> PreceptorError:
     return PreceptorError(
         f"{what} could not be written: {reason}.",
         code="not_written",
-        hint="Free space where RUNS_DIR is, then `preceptor-trainer resume` the run: it goes on from the last whole "
-        "checkpoint.",
+        hint="Free space there, then `preceptor-trainer resume` the run: it goes on from what is whole.",
     )

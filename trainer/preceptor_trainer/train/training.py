@@ -23,7 +23,7 @@ from preceptor_trainer.plan.forecast import Plan, count_steps
 from preceptor_trainer.prepare.dataset import Dataset
 from preceptor_trainer.prepare.split import validation_rows
 from preceptor_trainer.quiet import silence_transformers
-from preceptor_trainer.ranks import rank, ranks
+from preceptor_trainer.ranks import is_sharded, rank, ranks
 from preceptor_trainer.recipes import Recipe
 from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.terminal import Terminal
@@ -137,6 +137,11 @@ def take_part(
     silence_transformers()
     refuse_missing(reporters)
     recipe, parts = run.spec.recipe, split(dataset, run.spec.recipe)
+    if recipe.method == "lora-8bit" and is_sharded():
+        raise InvalidInput(
+            "Method 'lora-8bit' cannot be sharded: FSDP divides no integers.",
+            hint="Take --method qlora, or launch without FSDP.",
+        )
     if recipe.patience is not None and not parts.held_out:
         raise InvalidInput(
             f"No record can be held out for the validation loss, which patience {recipe.patience} waits for: every "

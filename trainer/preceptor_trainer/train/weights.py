@@ -43,8 +43,10 @@ def load_base(source: str, recipe: Recipe, device: str) -> Any:
     """
     # Weights that are trained stay in float32, or small updates would be lost; products are in `dtype` all the same.
     dtype = torch.float32 if recipe.method == "full" else getattr(torch, recipe.dtype)
-    # Sharding wants whole weights in memory, and divides them itself.
-    place = None if is_sharded() else {"": f"cuda:{local_rank()}" if device == "cuda" else device}
+    # Sharding wants whole weights in memory, and divides them itself; quantised ones only exist on a GPU, which must be
+    # this process's own.
+    own = {"": f"cuda:{local_rank()}" if device == "cuda" else device}
+    place = None if is_sharded() and not recipe.is_quantised else own
     return AutoModelForCausalLM.from_pretrained(
         source, dtype=dtype, quantization_config=_quantisation(recipe, dtype), device_map=place
     )
