@@ -6,10 +6,10 @@ import csv
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from preceptor_contracts.mcq import Scoring
 
+from bench.goal import Goal
 from bench.mcq.agreement import NORMALISATIONS, Compared
 from bench.mcq.load import GENERATED_TOKENS, PROMPTS_IN_FLIGHT, TRIES, WARM_UP, Tried
 from bench.mcq.rounds import Round
@@ -26,21 +26,6 @@ RACES = (
 """What is timed, who against whom, and issue 3's goal for the ratio."""
 LEAST_SAVED = 0.4
 """What the SAT seed claims that the prefix cache saves on a passage's second question."""
-
-
-class Goal(NamedTuple):
-    """A row of the report's first table."""
-
-    measure: str
-    result: str
-    wanted: str
-    reached: bool | None
-    """None where it was not measured."""
-
-    @property
-    def word(self) -> str:
-        """Reached, or not."""
-        return "not measured" if self.reached is None else "reached" if self.reached else "**not reached**"
 
 
 class Findings:

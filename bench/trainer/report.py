@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.goal import Goal
 from bench.spread import Spread, shown, spread
 from bench.trainer.contestants import Contestant
 from bench.trainer.rounds import Measured
@@ -18,21 +19,6 @@ LOSS_TOLERANCE = 0.05
 RACES = ((Contestant.TRL, 1.5), (Contestant.FACTORY, 1.3))
 """Against whom, and issue 4's goal for the ratio of tokens/s."""
 LEAST_MATRIX_SHARE = 0.7
-
-
-class Goal(NamedTuple):
-    """A row of the report's first table."""
-
-    measure: str
-    result: str
-    wanted: str
-    reached: bool | None
-    """None where it was not measured."""
-
-    @property
-    def word(self) -> str:
-        """Reached, or not."""
-        return "not measured" if self.reached is None else "reached" if self.reached else "**not reached**"
 
 
 class Findings(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -13,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from preceptor_contracts.errors import InvalidInput, PreceptorError
+from preceptor_contracts.errors import InvalidInput
 from preceptor_contracts.files import Sha256, sync_folder, write_atomic
 from preceptor_contracts.frozen import Frozen, read_json
 from preceptor_contracts.manifest import BaseModelIdentity, DatasetSummary
@@ -21,6 +20,7 @@ from preceptor_contracts.messages import Text
 from preceptor_contracts.served_names import DomainName
 from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 
+from preceptor_trainer.locks import only_one
 from preceptor_trainer.recipes import Recipe
 
 
@@ -213,17 +213,8 @@ class RunDir:
         Raises:
             PreceptorError: Another process is at it.
         """
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise PreceptorError(
-                    f"Another process is working on run {self.id!r}.", code="run_busy", hint="Wait for it or stop it."
-                ) from error
+        with only_one(self.path, doing=f"working on run {self.id!r}", code="run_busy"):
             yield
-        finally:
-            os.close(handle)
 
 
 def _last_byte(handle: int) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import re
@@ -14,13 +13,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from preceptor_contracts.errors import PreceptorError
 from preceptor_contracts.files import Sha256, canonical_json, sha256_bytes
 from preceptor_contracts.frozen import Frozen, describe
 from preceptor_contracts.records import RECORDS, Record
 from pydantic import JsonValue, ValidationError
 
 from preceptor_trainer.generate.prompting import Job, Kind, McqItem, OpenItem, item_shape
+from preceptor_trainer.locks import only_one
 from preceptor_trainer.prepare.leaks import words
 
 SOURCE = "generated"
@@ -133,17 +132,8 @@ class WorkDir:
             PreceptorError: Another process is at it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise PreceptorError(
-                    f"Another process is working in {self.path}.", code="generate_busy", hint="Wait for it or stop it."
-                ) from error
+        with only_one(self.path, doing=f"working in {self.path}", code="generate_busy"):
             yield
-        finally:
-            os.close(handle)
 
 
 def _read(path: Path, kind: type[Line]) -> tuple[tuple[Line, ...], int]:

@@ -228,6 +228,6 @@ def _products(recipe: Recipe, *, checkpointing: bool) -> int:
 
 
 def _less_shared(workload: Workload, recipe: Recipe, *, steps: int, tokens: int) -> int:
-    """Tokens that are computed where each batch computes the prompts' common beginning once (answer_trainer)."""
+    """Tokens that are computed where each batch computes the prompts' common beginning once (side_by_side)."""
     again = (recipe.batch_size - 1) * recipe.accumulation * max(0, workload.shared - 1)
     return max(0, tokens - steps * again)

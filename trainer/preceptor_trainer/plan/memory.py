@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     """Tokens of a mean answer; 0 where that is unknown."""
 
     def tokens(self, device: str) -> int:
-        """What is computed, padding included; on a CPU the common beginning once (answer_trainer)."""
+        """What is computed, padding included; on a CPU the common beginning once (side_by_side)."""
         again = (self.records - 1) * max(0, self.shared - 1) if device == "cpu" else 0
         return self.records * self.longest - again
 
