@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from preceptor_gateway.limits.gate import release
 from preceptor_gateway.problems import ClientLeft
 
 T = TypeVar("T")
@@ -50,5 +51,13 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends."""
+
+        async def send_and_let_go(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                # A client may ask again once it has the last byte; what it gets back must be there by then.
+                await self._held.aclose()
+                await release(scope)
+            await send(message)
+
         async with self._held:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_and_let_go)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 
 import httpx
 import pytest
+from preceptor_gateway.leaving import EventStream
 from preceptor_gateway.limits.gate import CHARACTERS_PER_TOKEN
+from preceptor_gateway.limits.limiter import Admission
+from starlette.types import Message
 
 from tests.fakes.serving import free_port
 from tests.unit.gateway.conftest import Stack, StackMaker
@@ -162,3 +167,26 @@ def test_tokens_of_a_request_that_failed_are_given_back(make_stack: StackMaker) 
     # A short answer gives back what its estimate took too much.
     assert stack.use.post("/generate", json={**PROMPT, "max_tokens": 900}).status_code == 200
     assert stack.use.post("/generate", json={**PROMPT, "max_tokens": 1000}).status_code == 429
+
+
+async def test_a_stream_lets_its_admission_go_before_its_last_byte() -> None:
+    # A client asks again once it has the last byte; what the limits hold for it must be free by then.
+    order: list[str] = []
+    admission = Admission([], lambda: order.append("slot"), lambda used: order.append(f"{used} tokens"))
+    scope = {"type": "http", "asgi": {"spec_version": "2.3"}, "admission": admission}
+    held = AsyncExitStack()
+    held.callback(lambda: scope.__setitem__("tokens_used", 7))
+
+    async def events() -> AsyncIterator[bytes]:
+        yield b"data: 1\n\n"
+
+    async def receive() -> Message:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            order.append("piece" if message["more_body"] else "last byte")
+
+    await EventStream(events(), held, {})(scope, receive, send)
+    assert order == ["piece", "slot", "7 tokens", "last byte"]

@@ -57,6 +57,12 @@ def note_tokens(scope: Scope, tokens: int | None) -> None:
     scope["tokens_used"] = tokens
 
 
+async def release(scope: Scope) -> None:
+    """Ends a request's admission before its last byte is sent; later ends of it are nothing."""
+    if (admission := scope.get("admission")) is not None:
+        await admission.done(scope.get("tokens_used"))
+
+
 async def limited(request: Request, caller: CallerDep) -> AsyncIterator[None]:
     """Admits before the route runs, releases after the last byte is sent or the client is gone."""
     services = request.app.state.services
@@ -68,6 +74,7 @@ async def limited(request: Request, caller: CallerDep) -> AsyncIterator[None]:
     requests, tokens = cost_of(await request.body())
     admission = await limiter.admit(caller, tokens, requests)
     request.scope["limit_headers"] = admission.headers
+    request.scope["admission"] = admission
     try:
         yield
     except (PreceptorError, RequestValidationError):
@@ -75,7 +82,7 @@ async def limited(request: Request, caller: CallerDep) -> AsyncIterator[None]:
         request.scope.setdefault("tokens_used", 0)
         raise
     finally:
-        await admission.done(request.scope.get("tokens_used"))
+        await release(request.scope)
 
 
 LIMITED = Depends(limited)
