@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(tell(), "See `preceptor-trainer --help`.")
         return BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):
-        hint = f"Go on with `preceptor-trainer resume {busy_with[-1].id}`." if busy_with else ""
+        hint = f"Go on with `preceptor-trainer {busy_with[-1].go_on}`." if busy_with else ""
         _complain("Stopped.", hint)
         return BROKEN
     except Exception as error:

@@ -20,6 +20,7 @@ from preceptor_contracts.frozen import Frozen
 from preceptor_contracts.manifest import BaseModelIdentity
 
 from preceptor_trainer import stages
+from preceptor_trainer.disk import full_disk_told
 from preceptor_trainer.hardware import Hardware, detect_hardware
 from preceptor_trainer.prepare import dataset as preparing
 from preceptor_trainer.prepare.dataset import Given
@@ -207,16 +208,21 @@ def go_on(shop: Workshop, run: RunDir, *, last: Stage) -> None:
 
 
 def run_stage(shop: Workshop, run: RunDir, stage: Stage, work: Callable[[Workshop, RunDir], Frozen]) -> None:
-    """Runs one stage and records how it ended."""
-    run.record(stage, "started")
+    """Runs one stage and records how it ended.
+
+    Raises:
+        PreceptorError: As the stage says, or the disk is full.
+    """
     try:
-        result = work(shop, run)
+        with full_disk_told(shop.way_on(run)):
+            run.record(stage, "started")
+            result = work(shop, run)
+            run.finish(stage, result)
     except PreceptorError as error:
         # On a full disk the sentence matters more than the event.
         with suppress(OSError):
             run.record(stage, "failed", message=error.message, code=error.code, hint=error.hint)
         raise
-    run.finish(stage, result)
 
 
 def redo(shop: Workshop, run: RunDir, stage: Stage) -> None:

@@ -77,8 +77,9 @@ class Recipe(Frozen):
     """Forward passes an optimizer step."""
     max_length: Annotated[int, Field(ge=16, le=131072)] = 1024
     """Longest record, prompt and answer, in tokens; longer ones are refused, never cut."""
-    batching: Literal["length", "packed"] = "length"
-    """`length` batches records of like length; `packed` fills rows of `max_length` with several, kept apart."""
+    batching: Literal["shuffled", "length", "packed"] = "shuffled"
+    """`shuffled`: any records share a step, those of like length in it a forward pass. `length`: records of like length
+    share a step, which pads least and learns worse. `packed` fills rows of `max_length` with several, kept apart."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recomputes activations in the backward pass; `auto` does so where the plan says that memory would not do."""
     validation_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.0

@@ -17,10 +17,12 @@ from preceptor_contracts.frozen import Frozen
 from preceptor_contracts.manifest import ParityCertificate
 from preceptor_contracts.report import Verdict
 
+from preceptor_trainer.disk import full_disk_told
 from preceptor_trainer.evaluate.judge import Judge
 from preceptor_trainer.gateway import Gateway
 from preceptor_trainer.hardware import detect_hardware, matrix_rate
 from preceptor_trainer.prepare import dataset as preparing
+from preceptor_trainer.ranks import is_sharded, ranks
 from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.settings import TrainerSettings
 from preceptor_trainer.terminal import Terminal
@@ -45,6 +47,12 @@ class ExamWishes(NamedTuple):
     guard: bool | None = None
     """Ask general questions; None leaves it to the settings."""
 
+    def words(self) -> list[str]:
+        """The options that say it again."""
+        guard = [] if self.guard is None else ["--guard" if self.guard else "--no-guard"]
+        also = [word for name in self.also for word in ("--also", name)]
+        return [*also, *(["--text", str(self.text)] if self.text else []), *guard]
+
 
 class Workshop(NamedTuple):
     """What every stage works with."""
@@ -56,6 +64,12 @@ class Workshop(NamedTuple):
     exam: ExamWishes = ExamWishes()
     judge: Callable[[TrainerSettings], Judge] = Judge.of
     """Opens the judge; tests put a fake one here."""
+    go_on: str = ""
+    """The command that goes on with what this process does, where `resume` of its run is not the one."""
+
+    def way_on(self, run: RunDir) -> str:
+        """The command, without the program's name, that goes on with a run that was broken off."""
+        return self.go_on or f"resume {run.id}"
 
 
 class Evaluated(Frozen):
@@ -107,6 +121,8 @@ def plan(
         place=Place(spec.base_model.id, shop.settings.engine_max_lora_rank, hardware.device),
         matrix_flops=matrix_rate(hardware.device),
         price_per_hour=price_per_hour,
+        processes=ranks(),
+        sharded=is_sharded(),
     )
     dataset, tokenizer = _dataset(shop, run)
     plan = make_plan(load_config(spec.base_source), spec.recipe, of_dataset(dataset, spec.recipe), hardware, question)
@@ -162,13 +178,13 @@ def follow(shop: Workshop, run: RunDir) -> None:
     if not run.is_done(Stage.TRAIN):
         dataset, tokenizer = _dataset(shop, run)
         planned = run.result(Stage.PLAN, Plan)
-        training.take_part(run, dataset, tokenizer, planned, shop.terminal, reporters=shop.settings.reporters)
+        with full_disk_told(shop.way_on(run)):
+            training.take_part(run, dataset, tokenizer, planned, shop.terminal, reporters=shop.settings.reporters)
 
 
 def publish(shop: Workshop, run: RunDir) -> Frozen:
     """Proves the adapter servable, writes it, and has the gateway load it. Promotes nothing."""
     from preceptor_trainer import publish as publishing
-    from preceptor_trainer.train.checkpoints import full_disk_told
     from preceptor_trainer.train.training import Trained
 
     settings, folder = shop.settings, folder_of(shop, run)
@@ -178,8 +194,7 @@ def publish(shop: Workshop, run: RunDir) -> Frozen:
     manifest = publishing.find_published(settings.adapters_dir, run)
     if manifest is None:
         proofs = _prove(shop, run, folder)
-        with full_disk_told():
-            manifest = publishing.write_adapter(settings.adapters_dir, run, folder.domain, trained, proofs)
+        manifest = publishing.write_adapter(settings.adapters_dir, run, folder.domain, trained, proofs)
     name = manifest.adapter
 
     async def register() -> None:
@@ -203,10 +218,8 @@ def publish(shop: Workshop, run: RunDir) -> Frozen:
 
 def _publish_base(shop: Workshop, run: RunDir, trained: Trained) -> Frozen:
     from preceptor_trainer.publish_base import write_base
-    from preceptor_trainer.train.checkpoints import full_disk_told
 
-    with full_disk_told():
-        published = write_base(shop.settings.base_models_dir, run, trained)
+    published = write_base(shop.settings.base_models_dir, run, trained)
     shop.terminal.say(
         f"Wrote {published.folder}. To serve it, set BASE_MODEL={published.folder} and restart the engine. To examine "
         f"it as served, then: preceptor-trainer exam {run.spec.domain} --served {run.spec.domain}:base"

@@ -25,7 +25,7 @@ def _flat(steps: list[list[Row]]) -> list[int]:
 
 
 @settings(deadline=None)
-@given(LENGTHS, st.sampled_from(["length", "packed"]), st.integers(0, 3))
+@given(LENGTHS, st.sampled_from(["shuffled", "length", "packed"]), st.integers(0, 3))
 def test_every_record_comes_once_a_pass_and_the_number_of_steps_is_known_beforehand(
     lengths: list[int], batching: str, epoch: int
 ) -> None:
@@ -40,7 +40,7 @@ def test_every_record_comes_once_a_pass_and_the_number_of_steps_is_known_beforeh
 
 
 @settings(deadline=None)
-@given(LENGTHS, st.sampled_from(["length", "packed"]), st.integers(1, 7), st.integers(1, 4))
+@given(LENGTHS, st.sampled_from(["shuffled", "length", "packed"]), st.integers(1, 7), st.integers(1, 4))
 def test_neither_a_smaller_batch_nor_more_processes_change_a_step(
     lengths: list[int], batching: str, batch_size: int, ranks: int
 ) -> None:
@@ -57,7 +57,7 @@ def test_neither_a_smaller_batch_nor_more_processes_change_a_step(
         assert all(len(one) <= batch_size for of in mine for one in of)
 
 
-@pytest.mark.parametrize("batching", ["length", "packed"])
+@pytest.mark.parametrize("batching", ["shuffled", "length", "packed"])
 def test_the_order_is_the_same_for_the_same_seed_and_another_in_every_pass(batching: str) -> None:
     lengths = [2 + at % 9 for at in range(60)]
 
@@ -69,6 +69,18 @@ def test_the_order_is_the_same_for_the_same_seed_and_another_in_every_pass(batch
     assert order(7, 1) == order(7, 1)
     assert order(7, 1) != order(7, 2)
     assert order(7, 1) != order(8, 1)
+
+
+def test_shuffled_steps_are_mixed_and_their_passes_alike() -> None:
+    lengths = [2 + at % 20 for at in range(400)]
+    spreads = {}
+    for batching in ("shuffled", "length"):
+        recipe = _recipe(batching=batching, batch_size=4, accumulation=2)
+        steps = [[lengths[row[0]] for row in rows] for rows in StepBatches(lengths, recipe, 4).steps()]
+        assert all(step == sorted(step) for step in steps)
+        spreads[batching] = sum(step[-1] - step[0] for step in steps) / len(steps)
+    assert spreads["length"] < 2
+    assert spreads["shuffled"] > 10
 
 
 def test_rows_are_packed_as_full_as_first_fit_decreasing_would() -> None:

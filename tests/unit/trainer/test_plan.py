@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from preceptor_contracts.errors import InvalidInput
 from preceptor_trainer.hardware import Hardware, free_memory, matrix_rate
-from preceptor_trainer.plan.bases import load_config
+from preceptor_trainer.plan.bases import find_config, load_config
 from preceptor_trainer.plan.forecast import Measured, Plan, Question, count_steps, make_plan, refuse_misfit
 from preceptor_trainer.plan.servability import Place
 from preceptor_trainer.plan.workload import Workload
-from preceptor_trainer.recipes import Recipe
+from preceptor_trainer.recipes import Overrides, Recipe, resolve_recipe
 from preceptor_trainer.train.batches import count_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries, on import
@@ -117,3 +117,33 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
 
 def test_the_matrix_rate_is_measured() -> None:
     assert matrix_rate("cpu", seconds=0.05) > 1e8
+
+
+def test_what_is_too_large_for_one_gpu_may_fit_several_that_share_it() -> None:
+    recipe = resolve_recipe("llama3-8b-lora", Overrides(), Hardware("cuda", "a GPU", 1, 0, "bfloat16"))
+    config = find_config(recipe.base_model)
+    gpu = Hardware("cuda", "a GPU", 1, 16_000_000_000, "bfloat16")
+    alone = Question(recipe.base_model, Place(recipe.base_model, 64, "cuda"))
+    work = Workload(1000, 200_000, 400, shared=50, answer=20)
+    with pytest.raises(InvalidInput, match="memory") as caught:
+        refuse_misfit(make_plan(config, recipe, work, gpu, alone), gpu)
+    assert "fsdp.yaml" in caught.value.hint
+    refuse_misfit(make_plan(config, recipe, work, gpu, alone._replace(processes=4, sharded=True)), gpu)
+    several = make_plan(config, recipe, work, gpu, alone._replace(processes=4))
+    assert not several.fits  # whole weights on each
+
+
+def test_a_common_beginning_is_forecast_once_only_where_the_training_computes_it_once(tiny_base: Path) -> None:
+    config = load_config(str(tiny_base))
+    recipe = _recipe(gradient_checkpointing="on")
+    question = Question("tiny-llama", Place("tiny-llama", 16, "cpu"), matrix_flops=1e9)
+    work = _workload(recipe)._replace(shared=31)
+
+    def seconds(**changes: object) -> float:
+        planned = make_plan(config, recipe, work, _hardware(), question._replace(**changes))
+        assert planned.expected_seconds is not None
+        return planned.expected_seconds * question._replace(**changes).processes
+
+    assert seconds() < seconds(processes=2)
+    config.model_type = "gemma"
+    assert seconds() == pytest.approx(seconds(processes=2))

@@ -174,3 +174,21 @@ def test_the_card_is_the_smallest_that_leaves_a_tenth_spare() -> None:
     assert card_for(7 * 10**9) == "8 GB"
     assert card_for(8 * 10**9) == "12 GB"
     assert card_for(10**12) == "more"
+
+
+def test_shards_divide_weights_and_optimizer_and_gather_a_block() -> None:
+    recipe = _recipe(method="lora")
+    counts = _counts(QWEN, recipe)
+    alone = estimate_memory(counts, recipe, "cuda", BATCH, checkpointing=True)
+    halved = estimate_memory(counts, recipe, "cuda", BATCH, checkpointing=True, shards=2)
+    for part in ("base weights", "adapter weights", "gradients", "optimizer"):
+        assert halved[part] == -(-alone[part] // 2)
+    assert halved["activations"] == alone["activations"]
+    block = counts.quantisable // counts.shape.layers
+    assert halved["gathered weights"] == (counts.base - counts.quantisable + 2 * block) * 2
+    quantised = _recipe()
+    whole, shared = (
+        estimate_memory(_counts(QWEN, quantised), quantised, "cuda", BATCH, checkpointing=True, shards=shards)
+        for shards in (1, 2)
+    )
+    assert shared["base weights"] == whole["base weights"]  # each GPU makes them before they are divided

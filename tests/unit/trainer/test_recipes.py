@@ -71,7 +71,7 @@ def test_the_demos_recipe_is_as_its_published_figures_were_made() -> None:
     assert (recipe.rank, recipe.alpha, recipe.dropout, recipe.target_modules) == (16, 32, 0.0, SERVABLE_MODULES)
     assert (recipe.learning_rate, recipe.scheduler, recipe.warmup_share) == (1e-3, "cosine", 0.05)
     assert (recipe.batch_size, recipe.accumulation, recipe.epochs, recipe.seed) == (8, 1, 2, 7)
-    assert (recipe.batching, recipe.validation_share, recipe.weight_decay) == ("length", 0.0, 0.0)
+    assert (recipe.batching, recipe.validation_share, recipe.weight_decay) == ("shuffled", 0.0, 0.0)
 
 
 def test_the_cpu_recipe_computes_the_same_everywhere() -> None:

@@ -30,7 +30,14 @@ from tests.unit.trainer.fixtures import write_domain, write_recipe
 pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries
 
 RECIPES: dict[str, dict[str, object]] = {
-    "length": {"batch_size": 2, "accumulation": 2, "validation_share": 0.2, "validate_every": 3, "patience": 50},
+    "length": {
+        "batching": "length",
+        "batch_size": 2,
+        "accumulation": 2,
+        "validation_share": 0.2,
+        "validate_every": 3,
+        "patience": 50,
+    },
     "packed": {"batching": "packed", "batch_size": 1, "accumulation": 2, "epochs": 6, "validation_share": 0.2},
     "full": {"method": "full", "learning_rate": 0.003, "max_steps": 13},
 }

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from preceptor_contracts.domains import find_domain
+from preceptor_contracts.domains import DomainFolder, find_domain
 from preceptor_contracts.errors import InvalidInput
 from preceptor_contracts.served_names import RAW_BASE, adapter_domain
 
 from preceptor_trainer.commands import options
 from preceptor_trainer.commands.options import DomainArgument
+from preceptor_trainer.disk import full_disk_told
+from preceptor_trainer.runs import new_run_id
+from preceptor_trainer.stages import Workshop
 
 AdaptersArgument = Annotated[list[str], typer.Argument(help="Adapters of one domain, e.g. allergy-v3-1a2b3c4d.")]
 ServedOption = Annotated[list[str], typer.Option(help="A served name; may stand there several times.")]
@@ -28,19 +30,14 @@ StrideOption = Annotated[int, typer.Option(help="Tokens that the next window beg
 
 def exam(domain: DomainArgument, served: ServedOption, exam: ExamOption = None, out: OutOption = None) -> int:
     """Has any served names sit a domain's exam side by side, and tests every pair."""
-    from preceptor_trainer.evaluate.side_by_side import sit_side_by_side
-
     shop = options.open_shop()
     folder = find_domain(shop.settings.domains_dir, domain)
     words = ["exam", domain, *(word for name in served for word in ("--served", name))]
-    sit_side_by_side(shop, folder, served, exam=exam or folder.exam, out=out, command=_again(words, exam))
-    return 0
+    return _sit(shop, folder, served, words, exam, out)
 
 
 def compare(adapters: AdaptersArgument, exam: ExamOption = None, out: OutOption = None) -> int:
     """Compares adapters of one domain with each other and with their base model, as served."""
-    from preceptor_trainer.evaluate.side_by_side import sit_side_by_side
-
     shop = options.open_shop()
     domains = {name: adapter_domain(name) for name in adapters}
     for name, domain in domains.items():
@@ -53,9 +50,7 @@ def compare(adapters: AdaptersArgument, exam: ExamOption = None, out: OutOption 
         )
     folder = find_domain(shop.settings.domains_dir, found[0])
     served = [f"{found[0]}:{RAW_BASE}", *(f"{found[0]}:{adapter}" for adapter in adapters)]
-    command = _again(["compare", *adapters], exam)
-    sit_side_by_side(shop, folder, served, exam=exam or folder.exam, out=out, command=command)
-    return 0
+    return _sit(shop, folder, served, ["compare", *adapters], exam, out)
 
 
 def perplexity(
@@ -74,5 +69,14 @@ def perplexity(
     return 0
 
 
-def _again(words: list[str], exam: Path | None) -> str:
-    return shlex.join([*words, *(("--exam", str(exam)) if exam else ())])
+def _sit(
+    shop: Workshop, folder: DomainFolder, served: list[str], words: list[str], exam: Path | None, out: Path | None
+) -> int:
+    from preceptor_trainer.evaluate.side_by_side import sit_side_by_side
+
+    # An exam's folder is called like a run.
+    out = out or shop.settings.runs_dir / "exams" / new_run_id(folder.domain.name)
+    shop = options.begin(shop, out, [*words, *(("--exam", str(exam)) if exam else ()), "--out", str(out)])
+    with full_disk_told(shop.go_on):
+        sit_side_by_side(shop, folder, served, exam=exam or folder.exam, out=out)
+    return 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
@@ -48,8 +50,17 @@ GuardOption = Annotated[
 PromoteOption = Annotated[bool, typer.Option("--yes-promote/--no-promote", help="Promote the adapter if it is better.")]
 
 
-busy_with: list[RunDir] = []
-"""The run that this process works on, for the last-resort error file."""
+class Work(NamedTuple):
+    """What this process is at."""
+
+    path: Path
+    """Folder of the run or the exam: gets the last-resort error file."""
+    go_on: str
+    """The command, without the program's name, that goes on with it."""
+
+
+busy_with: list[Work] = []
+"""The newest last, for whoever stops this process."""
 
 
 def open_shop() -> Workshop:
@@ -58,7 +69,18 @@ def open_shop() -> Workshop:
 
 
 def open_run(shop: Workshop, run_id: str) -> RunDir:
-    """Opens a run by id and remembers it as the one that this process works on."""
-    opened = RunDir.open(shop.settings.runs_dir, run_id, writes=not is_follower())
-    busy_with.append(opened)
-    return opened
+    """Opens a run by id."""
+    return RunDir.open(shop.settings.runs_dir, run_id, writes=not is_follower())
+
+
+def begin(shop: Workshop, path: Path, go_on: Sequence[str]) -> Workshop:
+    """Remembers what this process is at, and returns a workshop whose stages can say how to go on with it.
+
+    Args:
+        shop: Settings and terminal.
+        path: Folder of the run or the exam.
+        go_on: Words of the command that goes on with it.
+    """
+    work = Work(path, shlex.join(go_on))
+    busy_with.append(work)
+    return shop._replace(go_on=work.go_on)

@@ -21,7 +21,7 @@ from preceptor_trainer.commands.options import (
     RecipeOption,
     SeedOption,
     StepsOption,
-    busy_with,
+    begin,
 )
 from preceptor_trainer.prepare.report import Reading
 from preceptor_trainer.recipes import Overrides
@@ -74,7 +74,7 @@ def plan(
         return _show_preview(shop, asked)
     reading = Reading(encoding, allow_leak, allow_contradictions)
     new = pipeline.start_run(shop, domain, overrides, data=data, reading=reading)
-    busy_with.append(new)
+    shop = begin(shop, new.path, ["resume", new.id])
     work = partial(stages.plan, in_full=True, probed=probe, price_per_hour=price_per_hour)
     with new.exclusive():
         pipeline.run_stage(shop, new, Stage.PLAN, work)

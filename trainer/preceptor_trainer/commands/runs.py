@@ -28,7 +28,7 @@ from preceptor_trainer.commands.options import (
     SeedOption,
     StepsOption,
     ValidateOption,
-    busy_with,
+    begin,
     open_run,
 )
 from preceptor_trainer.prepare.report import Reading
@@ -55,7 +55,10 @@ def run(
     shop = options.open_shop()
     shop.settings.admin_key()
     reading = Reading(encoding, allow_leak, allow_contradictions)
-    new = _start(shop, domain, _overrides(recipe, method, epochs, max_steps, seed), data, reading)
+    new = pipeline.start_run(
+        shop, domain, _overrides(recipe, method, epochs, max_steps, seed), data=data, reading=reading
+    )
+    shop = begin(shop, new.path, _resume(new, promote))
     with new.exclusive():
         if pipeline.last_stage(new) is Stage.PROMOTE:
             pipeline.check_gateway(shop, new)
@@ -128,6 +131,7 @@ def resume(run_id: RunArgument, promote: PromoteOption = True) -> int:
     """Goes on with a run at its first unfinished stage; training goes on from its last checkpoint."""
     shop = options.open_shop()
     opened = open_run(shop, run_id)
+    shop = begin(shop, opened.path, _resume(opened, promote))
     if is_follower():
         follow(shop, opened)
         return 0
@@ -141,15 +145,14 @@ def _overrides(
     return Overrides(recipe=recipe, method=method, epochs=epochs, max_steps=max_steps, seed=seed)
 
 
-def _start(shop: Workshop, domain: str, overrides: Overrides, data: Path | None, reading: Reading) -> RunDir:
-    new = pipeline.start_run(shop, domain, overrides, data=data, reading=reading)
-    busy_with.append(new)
-    return new
+def _resume(of: RunDir, promote: bool = True) -> list[str]:
+    return ["resume", of.id, *([] if promote else ["--no-promote"])]
 
 
 def _begin(domain: str, overrides: Overrides, data: Path | None, reading: Reading, *, last: Stage) -> int:
     shop = options.open_shop()
-    new = _start(shop, domain, overrides, data, reading)
+    new = pipeline.start_run(shop, domain, overrides, data=data, reading=reading)
+    shop = begin(shop, new.path, _resume(new))
     with new.exclusive():
         pipeline.go_on(shop, new, last=last)
     shop.terminal.say(f"Go on with `preceptor-trainer resume {new.id}`.")
@@ -159,6 +162,7 @@ def _begin(domain: str, overrides: Overrides, data: Path | None, reading: Readin
 def _redo(run_id: str, stage: Stage, *, exam: ExamWishes = ExamWishes()) -> int:  # noqa: B008  # immutable
     shop = options.open_shop()._replace(exam=exam)
     opened = open_run(shop, run_id)
+    shop = begin(shop, opened.path, [stage.value, run_id, *exam.words()])
     with opened.exclusive():
         pipeline.redo(shop, opened, stage)
     if stage is Stage.PROMOTE and not opened.result(Stage.PROMOTE, Promoted).promoted:

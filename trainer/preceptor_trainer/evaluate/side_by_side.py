@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import secrets
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from preceptor_contracts.base_models import base_model_source
@@ -32,17 +30,16 @@ _COMPARED_CHARACTERS = 400
 
 
 def sit_side_by_side(
-    shop: Workshop, folder: DomainFolder, served: Sequence[str], *, exam: Path, out: Path | None, command: str
+    shop: Workshop, folder: DomainFolder, served: Sequence[str], *, exam: Path, out: Path
 ) -> Standings:
     """Has served names sit an exam, and writes answers and standings into a folder of their own.
 
     Args:
-        shop: Settings, terminal, connections.
+        shop: Settings, terminal, connections, and the command that goes on.
         folder: The domain's.
         served: Whom to ask; the first is the reference for questions that a judge grades.
         exam: A JSONL file of questions.
-        out: Where to write; a new folder under `RUNS_DIR/exams` unless it is given.
-        command: What was asked for, to say how to go on.
+        out: Folder to write in.
 
     Raises:
         InvalidInput: The exam or a served name is wrong, or `out` holds a finished exam.
@@ -52,12 +49,11 @@ def sit_side_by_side(
     questions = read_exam(folder, exam)
     check_served(served, questions)
     paper = set_paper(folder, questions, sha256_file(exam), settings)
-    path = out or settings.runs_dir / "exams" / _fresh_name(folder.domain.name)
-    if (path / "standings.json").exists():
-        raise InvalidInput(f"{path} holds a finished exam.", hint="Name another folder with --out, or none.")
-    _make_folder(path)
-    go_on = f"Answers so far are kept. Go on with `preceptor-trainer {command} --out {path}`."
-    seats = Seats({name: name for name in served}, path, True, list(itertools.combinations(served, 2)))
+    if (out / "standings.json").exists():
+        raise InvalidInput(f"{out} holds a finished exam.", hint="Name another folder with --out, or none.")
+    _make_folder(out)
+    go_on = f"Answers so far are kept. Go on with `preceptor-trainer {shop.go_on}`."
+    seats = Seats({name: name for name in served}, out, True, list(itertools.combinations(served, 2)))
     started = time.monotonic()
 
     async def sit() -> Held:
@@ -68,11 +64,11 @@ def sit_side_by_side(
     held = asyncio.run(sit())
     about = About(folder.domain.name, exam.name, paper.sha, time.monotonic() - started, held.engine, held.judging)
     standings = make_standings(held.sitting, about)
-    _write(path, standings)
+    _write(out, standings)
     for table in standings_tables(standings):
         shop.terminal.show(table)
     shop.terminal.say(standings.reading)
-    shop.terminal.say(f"Answers and standings are in {path}.")
+    shop.terminal.say(f"Answers and standings are in {out}.")
     return standings
 
 
@@ -144,10 +140,6 @@ def _make_folder(path: Path) -> None:
         raise InvalidInput(
             f"{path} cannot be a folder for answers: {error.strerror}.", hint="Name another with --out."
         ) from error
-
-
-def _fresh_name(domain: str) -> str:
-    return f"{domain}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def _perplexity_table(measured: Sequence[Perplexity]) -> Table:

@@ -63,7 +63,7 @@ def evaluate_run(shop: Workshop, run: RunDir) -> Evaluated:
 
     async def sit() -> _Done:
         async with shop.connect(settings) as gateway:
-            patience = Patience(gateway, settings.gateway_patience_s, shop.terminal.say, go_on=_go_on(run))
+            patience = Patience(gateway, settings.gateway_patience_s, shop.terminal.say, go_on=_go_on(shop, run))
             held = await hold(shop, gateway, patience, paper, seats)
             guard = await _guard(shop, patience, paper, held, served, seats, tokenizer)
             return _Done(held, guard, await _perplexities(shop, patience, served, tokenizer))
@@ -105,9 +105,8 @@ def _unchanged_exam(run: RunDir, folder: DomainFolder) -> str:
     return sha
 
 
-def _go_on(run: RunDir) -> str:
-    command = "evaluate" if run.is_done(Stage.EVALUATE) else "resume"
-    return f"Answers so far are kept. Go on with `preceptor-trainer {command} {run.id}`."
+def _go_on(shop: Workshop, run: RunDir) -> str:
+    return f"Answers so far are kept. Go on with `preceptor-trainer {shop.way_on(run)}`."
 
 
 def _tokenizer_for(shop: Workshop, run: RunDir) -> PreTrainedTokenizerBase | None:

@@ -26,6 +26,10 @@ _EXPECTED_SHARE = 0.5
 """Share of the float32 matrix rate that training reached on 2 CPU cores; only the time forecast rests on it."""
 _MARGIN = 1.1
 """Gradient checkpointing stays off where the estimate without it leaves a tenth spare."""
+_SHARE = (
+    " Several GPUs can share the weights: accelerate launch --config_file trainer/recipes/accelerate/fsdp.yaml -m "
+    "preceptor_trainer resume <run-id>"
+)
 _ENGINE_ADAPTERS, _ENGINE_CONTEXT = 2, 2048
 """`ENGINE_MAX_LORAS` and `ENGINE_MAX_MODEL_LEN` unless set; only the engine's estimate rests on them."""
 
@@ -110,6 +114,15 @@ class Question(NamedTuple):
     matrix_flops: float | None = None
     """Measured on the machine that is planned for; None where that is not this one."""
     price_per_hour: float | None = None
+    processes: int = 1
+    """That train together."""
+    sharded: bool = False
+    """Whether they share weights, gradients and optimizer (FSDP)."""
+
+    @property
+    def shards(self) -> int:
+        """Processes that share weights."""
+        return self.processes if self.sharded else 1
 
 
 def count_steps(rows: int, recipe: Recipe) -> int:
@@ -139,16 +152,17 @@ def make_plan(
     steps = count_steps(workload.rows, recipe)
     per_pass = count_steps(workload.rows, recipe.model_copy(update={"epochs": 1, "max_steps": None}))
     tokens = round(workload.tokens * steps / per_pass)
-    batch = Batch(min(recipe.batch_size, workload.rows), workload.longest, workload.shared, workload.answer)
+    rows = math.ceil(min(recipe.batch_size, workload.rows) / question.processes)
+    shared = workload.shared if _is_shared(config, recipe, workload, hardware, question) else 0
+    batch = Batch(rows, workload.longest, shared, workload.answer)
     if recipe.batching == "packed":
-        batch = Batch(batch.records, recipe.max_length)
-    checkpointing = needs_checkpointing(counts, recipe, hardware, batch)
+        batch = Batch(rows, recipe.max_length)
+    checkpointing = needs_checkpointing(counts, recipe, hardware, batch, shards=question.shards)
     expected = None
     if question.matrix_flops is not None:
-        is_shared = hardware.device == "cpu" and recipe.batching == "length" and not checkpointing
-        computed = _less_shared(workload, recipe, steps=steps, tokens=tokens) if is_shared else tokens
+        computed = _less_shared(shared, recipe, steps=steps, tokens=tokens)
         flops = _products(recipe, checkpointing=checkpointing) * counts.base * computed
-        expected = flops / (question.matrix_flops * _EXPECTED_SHARE)
+        expected = flops / (question.matrix_flops * _EXPECTED_SHARE * question.processes)
     return Plan(
         base_parameters=counts.base,
         trainable_parameters=counts.trainable,
@@ -157,7 +171,9 @@ def make_plan(
         tokens=tokens,
         tokens_estimated=workload.is_estimated,
         gradient_checkpointing=checkpointing,
-        memory_bytes=estimate_memory(counts, recipe, hardware.device, batch, checkpointing=checkpointing),
+        memory_bytes=estimate_memory(
+            counts, recipe, hardware.device, batch, checkpointing=checkpointing, shards=question.shards
+        ),
         memory_available_bytes=hardware.memory_bytes,
         serving_bytes=estimate_serving(
             counts, recipe, hardware.device, adapters=_ENGINE_ADAPTERS, context=_ENGINE_CONTEXT
@@ -177,12 +193,22 @@ def make_plan(
     )
 
 
-def needs_checkpointing(counts: Counts, recipe: Recipe, hardware: Hardware, batch: Batch) -> bool:
+def _is_shared(
+    config: PretrainedConfig, recipe: Recipe, workload: Workload, hardware: Hardware, question: Question
+) -> bool:
+    """Tells whether the training computes the prompts' common beginning once a batch (side_by_side)."""
+    from preceptor_trainer.train import side_by_side
+
+    alone_on_cpu = hardware.device == "cpu" and question.processes == 1 and recipe.batching != "packed"
+    return alone_on_cpu and side_by_side.is_suited(config, workload.longest)
+
+
+def needs_checkpointing(counts: Counts, recipe: Recipe, hardware: Hardware, batch: Batch, *, shards: int) -> bool:
     """Settles gradient_checkpointing: `auto` is on only where memory would not suffice without it."""
     if recipe.gradient_checkpointing != "auto":
         return recipe.gradient_checkpointing == "on"
-    without = sum(estimate_memory(counts, recipe, hardware.device, batch, checkpointing=False).values())
-    return without * _MARGIN > hardware.memory_bytes
+    without = estimate_memory(counts, recipe, hardware.device, batch, checkpointing=False, shards=shards)
+    return sum(without.values()) * _MARGIN > hardware.memory_bytes
 
 
 def refuse_misfit(plan: Plan, hardware: Hardware) -> None:
@@ -203,7 +229,7 @@ def refuse_misfit(plan: Plan, hardware: Hardware) -> None:
             f"Training needs about {gigabytes(plan.memory_total_bytes)} of memory, "
             f"but only {gigabytes(plan.memory_available_bytes)} are free on {hardware.name}.",
             code="memory_exceeded",
-            hint=_way_out(plan),
+            hint=_way_out(plan) + (_SHARE if hardware.device == "cuda" else ""),
         )
 
 
@@ -227,7 +253,7 @@ def _products(recipe: Recipe, *, checkpointing: bool) -> int:
     return 4 + (2 if recipe.method == "full" else 0) + (2 if checkpointing else 0)
 
 
-def _less_shared(workload: Workload, recipe: Recipe, *, steps: int, tokens: int) -> int:
-    """Tokens that are computed where each batch computes the prompts' common beginning once (side_by_side)."""
-    again = (recipe.batch_size - 1) * recipe.accumulation * max(0, workload.shared - 1)
+def _less_shared(shared: int, recipe: Recipe, *, steps: int, tokens: int) -> int:
+    """Tokens that are computed where each batch computes a common beginning of so many tokens once."""
+    again = (recipe.batch_size - 1) * recipe.accumulation * max(0, shared - 1)
     return max(0, tokens - steps * again)

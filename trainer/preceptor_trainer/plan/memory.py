@@ -56,8 +56,10 @@ class Batch(NamedTuple):
         return min(most, 2 * self.records * self.answer) if self.answer else most
 
 
-def estimate_memory(counts: Counts, recipe: Recipe, device: str, batch: Batch, *, checkpointing: bool) -> Parts:
-    """Estimates a training's peak for a batch of the longest records.
+def estimate_memory(
+    counts: Counts, recipe: Recipe, device: str, batch: Batch, *, checkpointing: bool, shards: int = 1
+) -> Parts:
+    """Estimates a training's peak in each process, for a batch of the longest records.
 
     Args:
         counts: Of base model and what is trained.
@@ -65,12 +67,10 @@ def estimate_memory(counts: Counts, recipe: Recipe, device: str, batch: Batch, *
         device: `cpu` or `cuda`.
         batch: The largest.
         checkpointing: Whether activations are recomputed in the backward pass.
+        shards: Processes that share weights, gradients and optimizer (FSDP).
     """
     size = BYTES[recipe.dtype]
     is_full = recipe.method == "full"
-    if checkpointing:
-        # Recomputing drops the cache that a common beginning lies in.
-        batch = batch._replace(shared=0)
     parts: Parts = {"base weights": _stored(counts, recipe)}
     if state := _quantisation_state(counts, recipe):
         parts["quantisation state"] = state
@@ -84,7 +84,22 @@ def estimate_memory(counts: Counts, recipe: Recipe, device: str, batch: Batch, *
     parts["activations"] = _activations(counts, recipe, device, batch.tokens(device), checkpointing=checkpointing)
     parts["scores over the vocabulary"] = 3 * 4 * batch.scored(device) * counts.shape.vocabulary
     parts["process"] = _PROCESS_BYTES[device]
-    return parts
+    return _sharded(parts, counts, recipe, shards) if shards > 1 else parts
+
+
+def _sharded(parts: Parts, counts: Counts, recipe: Recipe, shards: int) -> Parts:
+    """Divides what FSDP divides, and adds what it gathers to compute with. From its documentation; never measured."""
+    divided = {"adapter weights", "gradients", "optimizer"}
+    if not recipe.is_quantised:
+        # Quantised weights are made on each GPU, whole, before they are divided.
+        divided.add("base weights")
+    found = {name: -(-count // shards) if name in divided else count for name, count in parts.items()}
+    if not recipe.is_quantised:
+        # The embeddings and the head, for as long as a pass takes, a block at work, and the next one on its way.
+        size = _TRAINED_BYTES if recipe.method == "full" else BYTES[recipe.dtype]
+        gathered = counts.base - counts.quantisable + 2 * counts.quantisable // counts.shape.layers
+        found["gathered weights"] = gathered * size
+    return found
 
 
 def optimizer_of(recipe: Recipe, device: str) -> str:

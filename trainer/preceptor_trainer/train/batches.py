@@ -96,10 +96,16 @@ class StepBatches(Sampler[list[Row]]):
             rows = _pack(order, self._lengths, self._recipe.max_length)
             mixed = [tuple(rows[at]) for at in torch.randperm(len(rows), generator=generator).tolist()]
             return [mixed[at : at + self._step_rows] for at in range(0, len(mixed), self._step_rows)]
-        return [[(position,) for position in step] for step in self._alike(order, generator)]
+        steps = self._alike(order, generator) if self._recipe.batching == "length" else self._shuffled(order)
+        return [[(position,) for position in step] for step in steps]
 
     def _passes(self, rows: int) -> int:
         return Division.of(rows, self._batch_size, self._ranks).accumulation
+
+    def _shuffled(self, order: list[int]) -> list[list[int]]:
+        """Any records share a step; within it those of like length share a forward pass, which changes no gradient."""
+        cuts = range(0, len(order), self._step_rows)
+        return [sorted(order[at : at + self._step_rows], key=lambda position: self._lengths[position]) for at in cuts]
 
     def _alike(self, order: list[int], generator: torch.Generator) -> list[list[int]]:
         size = self._step_rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,17 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from preceptor_contracts.errors import PreceptorError
 from preceptor_contracts.files import sync_folder
 from safetensors import SafetensorError
 from transformers import TrainerState
 
+from preceptor_trainer.disk import not_written
 from preceptor_trainer.runs import RunDir, Stage
 
 _STATE = "trainer_state.json"
 _TORCH_WRITES = ("inline_container", "iostream error")
 """What stands in torch's errors where a file cannot be written, whatever the reason; none names it."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Resume(NamedTuple):
@@ -63,7 +61,7 @@ def strikes(state: TrainerState) -> int:
 
 @contextmanager
 def whole_checkpoint(folder: Path) -> Iterator[None]:
-    """Syncs what the block saves into `folder`, or removes the folder where that fails.
+    """Syncs what the block saves into `folder` in a run's checkpoints, or removes the folder where that fails.
 
     Raises:
         PreceptorError: It cannot be written.
@@ -79,29 +77,5 @@ def whole_checkpoint(folder: Path) -> Iterator[None]:
         # torch and safetensors tell of a full disk as errors of their own; what else torch raises is another matter.
         if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _TORCH_WRITES):
             raise
-        raise not_written(folder.name, error) from error
-
-
-@contextmanager
-def full_disk_told() -> Iterator[None]:
-    """Turns a full disk, wherever in the block it shows, into a sentence.
-
-    Raises:
-        PreceptorError: The disk is full.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise not_written(str(error.filename or "a file of the run"), error) from error
-
-
-def not_written(what: str, error: Exception) -> PreceptorError:
-    """Says that something could not be written and how to go on."""
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return PreceptorError(
-        f"{what} could not be written: {reason}.",
-        code="not_written",
-        hint="Free space there, then `preceptor-trainer resume` the run: it goes on from what is whole.",
-    )
+        run_id = folder.parent.parent.name
+        raise not_written(folder.name, error, f"resume {run_id}") from error

@@ -123,16 +123,20 @@ def prepare(causal: Any) -> None:
         causal.set_attn_implementation(ATTENTION)
 
 
-def fits(config: Any, longest: int) -> bool:
-    """Tells whether the decoder can be given records side by side.
+def is_suited(config: Any, longest: int) -> bool:
+    """Tells whether a decoder could be given records side by side.
 
     Args:
-        config: The base model's, after `prepare`.
+        config: The base model's.
         longest: Tokens of the longest record; a sliding window below it would be passed over.
     """
-    text = config.get_text_config()
-    window = getattr(text, "sliding_window", None) or longest
-    return text._attn_implementation == ATTENTION and window >= longest
+    window = getattr(config.get_text_config(), "sliding_window", None) or longest
+    return is_known(config) and window >= longest
+
+
+def fits(config: Any, longest: int) -> bool:
+    """Tells whether the decoder can be given records side by side, `prepare` having been called."""
+    return config.get_text_config()._attn_implementation == ATTENTION and is_suited(config, longest)
 
 
 def hidden_states(causal: Any, batch: SideBySide) -> torch.Tensor:

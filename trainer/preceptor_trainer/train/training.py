@@ -32,7 +32,7 @@ from preceptor_trainer.train import memory
 from preceptor_trainer.train.answer_trainer import AnswerTrainer
 from preceptor_trainer.train.arguments import TENSORBOARD, arguments, refuse_missing
 from preceptor_trainer.train.batches import Division, Row, RowLoader, StepBatches, count_rows
-from preceptor_trainer.train.checkpoints import Resume, find_resume, full_disk_told, read_state, strikes
+from preceptor_trainer.train.checkpoints import Resume, find_resume, read_state, strikes
 from preceptor_trainer.train.progress import Progress
 from preceptor_trainer.train.weights import (
     CONFIG,
@@ -108,11 +108,10 @@ def train(
     They lie in `adapter/`, or in `weights/` after method `full`.
 
     Raises:
-        PreceptorError: As `take_part` does; or the disk is full.
+        PreceptorError: As `take_part` does.
     """
     ended = take_part(run, dataset, tokenizer, plan, terminal, reporters=reporters)
-    with full_disk_told():
-        return _keep(run, split(dataset, run.spec.recipe), tokenizer, plan, ended)
+    return _keep(run, split(dataset, run.spec.recipe), tokenizer, plan, ended)
 
 
 def take_part(
@@ -131,8 +130,8 @@ def take_part(
 
     Raises:
         PrerequisiteError: A reporter is not installed.
-        PreceptorError: The loss became NaN or infinite, the disk is full, memory does not do for one row, or what is
-            trained is not what was planned.
+        PreceptorError: The loss became NaN or infinite, a checkpoint cannot be written, memory does not do for one
+            row, or what is trained is not what was planned.
     """
     silence_transformers()
     refuse_missing(reporters)
@@ -159,14 +158,14 @@ def take_part(
             f"{torch.cuda.device_count()} GPUs are visible; this training uses the first. For all of them: "
             f"`accelerate launch -m preceptor_trainer resume {run.id}`."
         )
-    with full_disk_told():
-        ended = _attempt(run, parts, tokenizer, plan, terminal, reporters)
-        while ended is None:
-            _halve(run, terminal)
-            ended = _attempt(run, parts, tokenizer, plan, terminal, reporters)
-        if ranks() > 1:
-            # The rest is one process's work, and must not wait for others that ended.
-            torch.distributed.destroy_process_group()
+    size = memory.batch_size(run)
+    ended = _attempt(run, parts, tokenizer, plan, terminal, reporters, size)
+    while ended is None:
+        size = _halve(run, terminal, size)
+        ended = _attempt(run, parts, tokenizer, plan, terminal, reporters, size)
+    if ranks() > 1:
+        # The rest is one process's work, and must not wait for others that ended.
+        torch.distributed.destroy_process_group()
     return ended
 
 
@@ -177,11 +176,12 @@ def _attempt(
     plan: Plan,
     terminal: Terminal,
     reporters: Sequence[str],
+    size: int,
 ) -> Ended | None:
-    """Trains to the end; None where memory did not do."""
+    """Trains to the end with `size` rows a forward pass over all processes; None where memory did not do."""
     resume = find_resume(run)
     try:
-        trainer = _trainer(run, parts, tokenizer, plan, reporters)
+        trainer = _trainer(run, parts, tokenizer, plan, reporters, size)
         trainable = float32_trainable(trainer.model)
         if trainable != plan.trainable_parameters:
             raise PreceptorError(
@@ -210,11 +210,10 @@ def _attempt(
 
 
 def _trainer(
-    run: RunDir, parts: Split, tokenizer: PreTrainedTokenizerBase, plan: Plan, reporters: Sequence[str]
+    run: RunDir, parts: Split, tokenizer: PreTrainedTokenizerBase, plan: Plan, reporters: Sequence[str], size: int
 ) -> AnswerTrainer:
     recipe = run.spec.recipe
     packed, pad_id = recipe.batching == "packed", int(tokenizer.pad_token_id or tokenizer.eos_token_id)
-    size = memory.batch_size(run)
     division = Division.of(recipe.batch_size * recipe.accumulation, size, ranks())
     lengths = [example.length for example in parts.training]
     batches = StepBatches(lengths, recipe, size, rank=rank(), ranks=ranks())
@@ -271,11 +270,14 @@ def _is_over(resume: Resume, recipe: Recipe, plan: Plan) -> bool:
     return state.global_step >= plan.steps or (recipe.patience is not None and strikes(state) >= recipe.patience)
 
 
-def _halve(run: RunDir, terminal: Terminal) -> None:
-    """Halves the batch for the next attempt, and says so."""
+def _halve(run: RunDir, terminal: Terminal, size: int) -> int:
+    """Halves the batch for the next attempt, says so, and returns its size.
+
+    Halved is what this attempt had: where several processes ran out of memory, each says the same.
+    """
     memory.free_memory()
     step_rows = run.spec.recipe.batch_size * run.spec.recipe.accumulation
-    before = Division.of(step_rows, memory.batch_size(run), ranks())
+    before = Division.of(step_rows, size, ranks())
     if before.batch_size == 1:
         raise memory.too_little(run)
     now = Division.of(step_rows, math.ceil(before.batch_size / 2), ranks())
@@ -293,6 +295,7 @@ def _halve(run: RunDir, terminal: Terminal) -> None:
         f"Out of memory with {before.batch_size} rows a forward pass: going on from the last checkpoint with "
         f"{now.batch_size}, and {now.accumulation} passes a step in place of {before.accumulation}."
     )
+    return now.batch_size
 
 
 def _keep(run: RunDir, parts: Split, tokenizer: PreTrainedTokenizerBase, plan: Plan, ended: Ended) -> Trained:
