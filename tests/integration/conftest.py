@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.fakes.serving import free_port
-from tests.stack import ENGINE_KEY, REPO, RealEngine, python_module
+from tests.stack import ENGINE_KEY, REPO, Process, RealEngine, python_module
 
 EXAM_QUESTIONS = 24
 TRAINING_RECORDS = 96
@@ -27,6 +27,7 @@ class RealStack:
     """Where everything is."""
 
     engine: RealEngine
+    gateway: Process
     url: str
     use: httpx.Client
     admin: httpx.Client
@@ -102,7 +103,7 @@ def running_gateway(data: Path, shared: dict[str, str], engines: list[RealEngine
             httpx.Client(base_url=url, headers={"authorization": "Bearer admin-key-for-tests"}, timeout=120) as admin,
         ):
             folders = [Path(env[name]) for name in ("DOMAINS_DIR", "ADAPTERS_DIR", "RUNS_DIR")]
-            yield RealStack(engines[0], url, use, admin, env, *folders)
+            yield RealStack(engines[0], gateway, url, use, admin, env, *folders)
     finally:
         gateway.end()
 

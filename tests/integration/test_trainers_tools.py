@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from preceptor_contracts.report import Report
+from preceptor_trainer.evaluate.standings import Standings
 
-from tests.integration.conftest import RealStack, only_adapter, trainer
+from tests.integration.conftest import EXAM_QUESTIONS, TRAINER, RealStack, only_adapter, running_gateway, trainer
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +45,80 @@ def test_any_served_names_sit_an_exam_and_a_text_is_scored(real_stack: RealStack
     assert "bits a byte" in scored.stdout
 
 
+def test_adapters_are_compared_on_exact_answers_and_by_a_judge(
+    real_stack: RealStack, adapter: str, tmp_path: Path
+) -> None:
+    plain = {"group": "g", "topic": "t"}
+    rows: list[dict[str, object]] = [
+        {**plain, "id": f"x{at}", "kind": "exact", "question": f"How many books of shelf {at}?", "answer": "None"}
+        for at in range(3)
+    ]
+    rows += [{**plain, "id": f"j{at}", "kind": "judge", "question": f"What is shelf {at} for?"} for at in range(3)]
+    exam, out = tmp_path / "exam.jsonl", tmp_path / "out"
+    exam.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge = {"URL": f"{real_stack.url}/v1", "NAME": "base", "API_KEY": "use-key-for-tests"}
+    stack = replace(real_stack, env={**real_stack.env, **{f"TRAINER_JUDGE_{name}": judge[name] for name in judge}})
+    compared = trainer(stack, "compare", adapter, "--exam", str(exam), "--out", str(out))
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    found = Standings.model_validate_json((out / "standings.json").read_text())
+    assert found.judging is not None
+    # A small base model is a poor judge; that its verdicts are read and both orders asked about is what shows here.
+    assert (found.judging.judge, found.judging.comparisons, found.judging.unreadable) == ("base", 3, 0)
+    answers = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == 12
+    right = {one["side"]: 0 for one in answers}
+    for one in answers:
+        right[one["side"]] += one["graded"]["correct"]
+    assert [entry.side.correct for entry in found.entries] == list(right.values())
+
+
+def test_an_exam_waits_for_a_gateway_that_is_killed_and_asks_nothing_twice(
+    real_stack: RealStack, adapter: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [TRAINER, "exam", "sql", "--served", "sql:base", "--served", f"sql:{adapter}", "--out", str(out)]
+    with running_gateway(tmp_path / "gateway", real_stack.env, [real_stack.engine]) as own:
+        env = {**os.environ, **own.env, "TRAINER_GATEWAY_PATIENCE_S": "120"}
+        exam = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            asked = _wait_for_answers(out / "answers.jsonl", 5)
+            own.gateway.end(signal.SIGKILL)
+            time.sleep(3)
+            assert exam.poll() is None
+            own.gateway.start()
+            own.gateway.wait_for(f"{own.url}/health", 60)
+            told, _ = exam.communicate(timeout=200)
+        finally:
+            exam.kill()
+    assert exam.returncode == 0, told
+    assert "answers so far are kept" in told
+    assert "The gateway answers again" in told
+    lines = (out / "answers.jsonl").read_text().splitlines()
+    assert lines[: len(asked)] == asked
+    answered = [(row["side"], row["question"]) for row in map(json.loads, lines)]
+    assert len(answered) == len(set(answered)) == 2 * EXAM_QUESTIONS
+
+
+def _wait_for_answers(path: Path, count: int) -> list[str]:
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        if path.is_file() and len(found := path.read_text().splitlines()[:-1]) >= count:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"There were no {count} answers in {path}.")
+
+
 def test_candidates_are_written_by_a_real_engine(real_stack: RealStack, tmp_path: Path) -> None:
     document = tmp_path / "document.md"
     document.write_text("The library opens at nine on weekdays. It is closed on Sundays. Books are kept a month.\n")
-    real_stack.env.update(
-        TRAINER_GENERATOR_URL=f"{real_stack.url}/v1",
-        TRAINER_GENERATOR_NAME="base",
-        TRAINER_GENERATOR_API_KEY="use-key-for-tests",
-        TRAINER_GENERATED_DIR=str(tmp_path / "generated"),
-    )
-    asked = trainer(real_stack, "generate", "sql", "--documents", str(document), "--count", "1", "--max-tokens", "300")
+    wanted = {
+        "TRAINER_GENERATOR_URL": f"{real_stack.url}/v1",
+        "TRAINER_GENERATOR_NAME": "base",
+        "TRAINER_GENERATOR_API_KEY": "use-key-for-tests",
+        "TRAINER_GENERATED_DIR": str(tmp_path / "generated"),
+    }
+    stack = replace(real_stack, env={**real_stack.env, **wanted})
+    asked = trainer(stack, "generate", "sql", "--documents", str(document), "--count", "1", "--max-tokens", "300")
     assert asked.returncode == 0, asked.stdout + asked.stderr
     line = json.loads((tmp_path / "generated/sql/candidates.jsonl").read_text().splitlines()[0])
     assert line["served"] == "base"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from preceptor_contracts.frozen import read_json
 from preceptor_contracts.report import Report
 from preceptor_trainer import cli
 from preceptor_trainer.commands import options
+from preceptor_trainer.evaluate.exam import AnswerRow
 from preceptor_trainer.evaluate.judge import Judge
 from preceptor_trainer.evaluate.standings import Standings
 from preceptor_trainer.runs import RunDir
@@ -142,6 +145,54 @@ def test_an_interrupted_comparison_says_how_to_go_on_and_asks_only_the_rest(
     assert len(gateway.asked) == 48
     assert cli.main(["compare", ADAPTERS[0], "--out", out]) == 2
     assert "holds a finished exam" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trouble", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_a_stop_and_a_full_disk_cost_no_answer_and_name_the_command_that_goes_on(
+    trouble: BaseException,
+    settings: TrainerSettings,
+    gateway: FakeGateway,
+    recipe: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    before = AnswerRow.model_dump_json
+
+    def after_seven(row: AnswerRow) -> str:
+        if len(gateway.asked) > 7:
+            raise trouble
+        return before(row)
+
+    run = _published(settings, gateway, recipe)
+    out = tmp_path / "an exam"
+    compare = ["compare", ADAPTERS[0], "--out", str(out)]
+    evaluate = ["evaluate", run.id, "--also", f"plants:{ADAPTERS[1]}", "--no-guard"]
+    for arguments, folder, everybody in ((compare, out, 48), (evaluate, run.path, 72)):
+        gateway.asked.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(AnswerRow, "model_dump_json", after_seven)
+            assert cli.main(arguments) == 1
+        told = capsys.readouterr().err
+        assert shlex.join(["preceptor-trainer", *arguments]) in told
+        assert "bug" not in told
+        kept = (folder / "answers.jsonl").read_text(encoding="utf-8").count("\n")
+        assert kept >= 4
+        gateway.asked.clear()
+        assert cli.main(arguments) == 0
+        assert len(gateway.asked) == everybody - kept
+
+
+def test_a_run_without_promotion_goes_on_without_it(
+    settings: TrainerSettings, recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("preceptor_trainer.pipeline.go_on", stop)
+    assert cli.main(["run", "plants", "--recipe", recipe, "--no-promote"]) == 1
+    run_id = next(settings.runs_dir.glob("plants-*")).name
+    assert f"preceptor-trainer resume {run_id} --no-promote" in capsys.readouterr().err
 
 
 def test_perplexity_is_measured_for_every_served_name(

@@ -44,6 +44,23 @@ def test_what_the_domain_or_another_candidate_asks_already_is_left_out(bench: Be
     assert [row["question"] for row in bench.rows()] == [GOOD["question"]]
 
 
+def test_records_of_a_file_of_ones_own_are_not_repeated_either(bench: Bench) -> None:
+    own = bench.document("own.csv", f"question,answer\n{GOOD['question']},By its leaves.\n")
+    bench.endpoint.answer = lambda body: records(GOOD, ODD)
+    code, printed = bench.run("--documents", bench.document("moss.md", MOSS), "--data", own)
+    assert code == 0
+    assert "1 a training record" in printed
+    assert f"--data {own}" in printed
+    assert [row["question"] for row in bench.rows()] == [ODD["question"]]
+    rows = bench.trained()
+    code, printed = bench.run("--accept", bench.mark("yes", question=GOOD["question"]), "--data", own)
+    assert (code, bench.trained()) == (0, rows)
+    assert "Left out" in printed
+    code, printed = bench.run("--topics", "reed", "--data", bench.root / "none.csv")
+    assert code == 2
+    assert "none.csv is no file" in printed
+
+
 def test_accepted_rows_become_records_with_the_changes_of_the_reviewer(bench: Bench) -> None:
     write(bench, GOOD, ODD, item("Is there any moss without leaves?", "No."))
     before = bench.trained()

@@ -21,8 +21,8 @@ from preceptor_trainer.runs import RunDir, Stage
 from preceptor_trainer.stages import Workshop
 from preceptor_trainer.train.answer_trainer import AnswerTrainer
 from preceptor_trainer.train.checkpoints import whole_checkpoint
-from preceptor_trainer.train.memory import is_out_of_memory
-from preceptor_trainer.train.training import WEIGHTS, Trained
+from preceptor_trainer.train.memory import batch_size, is_out_of_memory
+from preceptor_trainer.train.training import WEIGHTS, Trained, _halve
 from safetensors.torch import load_file
 
 from tests.unit.trainer.fixtures import write_domain, write_recipe
@@ -203,6 +203,19 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing_else(
     assert [event.number("step") for event in tight.events(Stage.TRAIN, "resumed")] == [4, 4]
     assert "Out of memory with 5 rows a forward pass" in output.getvalue()
     _same(tight, whole, within=1e-4)  # sums in another order
+
+
+def test_processes_that_run_out_of_memory_together_halve_the_batch_once(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _start(shop, tmp_path, batch_size=8)
+    pipeline.go_on(shop, run, last=Stage.PLAN)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    size = batch_size(run)
+    for _ in range(2):  # as each of the two would
+        with pytest.raises(PreceptorError, match="Out of memory with 4 rows"):
+            _halve(run, shop.terminal, size)
+    assert batch_size(run) == 2
 
 
 def test_a_resumed_run_remembers_the_batch_that_fits(

@@ -44,6 +44,9 @@ TokensOption = Annotated[int | None, typer.Option(min=1, help="Longest answer, i
 OutOption = Annotated[Path | None, typer.Option(help="Folder of candidates and review.csv.")]
 SeparatorOption = Annotated[str | None, typer.Option(help="Of review.csv's columns: ',' or ';' or 'tab'.")]
 AcceptOption = Annotated[Path | None, typer.Option(help="A reviewed file, whose accepted rows become records.")]
+DataOption = Annotated[
+    Path | None, typer.Option(help="Records that the domain has, in place of its train.jsonl; none is repeated.")
+]
 IntoOption = Annotated[Path | None, typer.Option(help="With --accept: JSONL in place of the domain's train.jsonl.")]
 
 
@@ -55,13 +58,16 @@ class _Pace(NamedTuple):
     max_tokens: int | None
 
 
-class _Review(NamedTuple):
-    """Options of --accept."""
+class _Place(NamedTuple):
+    """Where candidates lie, and what they are held against."""
 
-    accept: Path
-    into: Path | None
+    work: WorkDir
+    folder: DomainFolder
+    existing: Path
+    """Records that the domain has."""
     separator: str | None
-    out: Path | None
+    options: list[str]
+    """That another command has to give again."""
 
 
 def generate(
@@ -79,6 +85,7 @@ def generate(
     max_tokens: TokensOption = None,
     out: OutOption = None,
     separator: SeparatorOption = None,
+    data: DataOption = None,
     accept: AcceptOption = None,
     into: IntoOption = None,
 ) -> int:
@@ -86,11 +93,12 @@ def generate(
     shop = options.open_shop()
     folder = find_domain(shop.settings.domains_dir, domain)
     work = WorkDir(out or shop.settings.generated_dir / domain)
-    written_with = _separator(separator)
+    again = [*(["--out", str(out)] if out else []), *(["--data", str(data)] if data else [])]
+    place = _Place(work, folder, _existing(folder, data), _separator(separator), again)
     if accept:
         if documents or topics or topics_file:
             raise InvalidInput("--accept takes no documents and no topics.", hint="Generate and accept one by one.")
-        return _take_in(shop.terminal, work, folder, _Review(accept, into, written_with, out))
+        return _take_in(shop.terminal, place, accept, into)
     if into:
         raise InvalidInput("--into goes with --accept.")
     if kind is Kind.MCQ:
@@ -98,7 +106,7 @@ def generate(
     sources = _sources(shop.terminal, documents or [], topics, topics_file, chunk_characters)
     target = _target(shop, _Pace(requests_per_minute, concurrency, max_tokens))
     with work.exclusive():
-        require_readable(work, folder)
+        require_readable(work, folder, place.existing)
         lines = work.read()
         if lines.unreadable:
             shop.terminal.say(f"{lines.unreadable} line(s) of files in {work.path} cannot be read and are passed over.")
@@ -116,9 +124,15 @@ def generate(
         finally:
             # After a failure or Ctrl-C too: what was paid for can be reviewed.
             _tell_asked(shop.terminal, generator.result())
-            _tell_proposed(shop.terminal, work, folder, written_with, out)
+            _tell_proposed(shop.terminal, place)
     asked = generator.result()
     return BROKEN if asked.failures and not asked.answered else 0
+
+
+def _existing(folder: DomainFolder, data: Path | None) -> Path:
+    if data is not None and not data.is_file():
+        raise InvalidInput(f"--data {data} is no file.", hint="Name the file that you train on.")
+    return data or folder.train
 
 
 def _separator(written: str | None) -> str | None:
@@ -181,12 +195,11 @@ def _tell_asked(terminal: Terminal, asked: Asked) -> None:
         terminal.say(f"... and {len(asked.failures) - _SHOWN} more, in candidates.jsonl.")
 
 
-def _tell_proposed(
-    terminal: Terminal, work: WorkDir, folder: DomainFolder, separator: str | None, out: Path | None
-) -> None:
+def _tell_proposed(terminal: Terminal, place: _Place) -> None:
+    work, domain = place.work, place.folder.domain.name
     if not work.candidates.is_file():
         return
-    proposed = propose(work, folder, separator)
+    proposed = propose(work, place.folder, place.existing, place.separator)
     screened = proposed.screened
     terminal.say(
         f"Left out: {screened.exam} repeat an exam question, {screened.training} a training record, "
@@ -198,18 +211,19 @@ def _tell_proposed(
     )
     if proposed.rows:
         terminal.say("Write yes or no in column accept, correct what needs it, then:")
-        where = ["--out", str(out)] if out else []
-        again = ["preceptor-trainer", "generate", folder.domain.name, "--accept", str(work.review), *where]
-        terminal.say(shlex.join(again))
+        terminal.say(
+            shlex.join(["preceptor-trainer", "generate", domain, "--accept", str(work.review), *place.options])
+        )
 
 
-def _take_in(terminal: Terminal, work: WorkDir, folder: DomainFolder, review: _Review) -> int:
+def _take_in(terminal: Terminal, place: _Place, accept: Path, into: Path | None) -> int:
+    work, folder = place.work, place.folder
     if not work.candidates.is_file():
         raise InvalidInput(f"{work.candidates} does not exist, so nothing was ever generated there.")
     with work.exclusive():
-        require_readable(work, folder)
-        _tell_accepted(terminal, accepting.accept(work, folder, review.accept, review.into))
-        _tell_proposed(terminal, work, folder, review.separator, review.out)
+        require_readable(work, folder, place.existing)
+        _tell_accepted(terminal, accepting.accept(work, folder, accept, place.existing, into))
+        _tell_proposed(terminal, place)
     return 0
 
 

@@ -34,13 +34,14 @@ class Accepted(NamedTuple):
     undecided: int
 
 
-def accept(work: WorkDir, folder: DomainFolder, review: Path, into: Path | None) -> Accepted:
+def accept(work: WorkDir, folder: DomainFolder, review: Path, existing: Path, into: Path | None) -> Accepted:
     """Appends the accepted rows of a review file to a file of training records.
 
     Args:
         work: Whose candidates were reviewed.
-        folder: The domain: its exam must not be given away, its training data not be repeated.
+        folder: The domain, whose exam must not be given away.
         review: The file, as a spreadsheet wrote it.
+        existing: The domain's training records, which must not be repeated.
         into: Where to append; None: the domain's training records.
 
     Raises:
@@ -54,8 +55,8 @@ def accept(work: WorkDir, folder: DomainFolder, review: Path, into: Path | None)
     _refuse_other_formats(into)
     lines = work.read()
     candidates = {candidate.record.id: candidate for answered in lines.answered for candidate in answered.candidates}
-    training = read_training(folder.train)
-    target = training if into == folder.train else read_training(into)
+    training = read_training(existing)
+    target = training if into == existing else read_training(into)
     known = {record.id for record in (*training, *target)}
     reviewed = read_review(review, candidates)
     _refuse_second_thoughts(reviewed, known, review)

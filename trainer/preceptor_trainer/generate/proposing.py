@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 from preceptor_contracts.domains import DomainFolder
@@ -24,23 +25,24 @@ class Proposed(NamedTuple):
     screened: Screened
 
 
-def require_readable(work: WorkDir, folder: DomainFolder) -> None:
+def require_readable(work: WorkDir, folder: DomainFolder, existing: Path) -> None:
     """Reads all that `propose` will read, so that nobody pays for answers that cannot be put anywhere.
 
     Raises:
         InvalidInput: `review.csv`, the training data or the exam cannot be read.
     """
     _kept(work, set())
-    read_training(folder.train)
+    read_training(existing)
     read_questions(folder)
 
 
-def propose(work: WorkDir, folder: DomainFolder, separator: str | None) -> Proposed:
+def propose(work: WorkDir, folder: DomainFolder, existing: Path, separator: str | None) -> Proposed:
     """Writes `review.csv` again.
 
     Args:
         work: Where it lies.
-        folder: The domain, whose training data and exam no candidate may repeat.
+        folder: The domain, whose exam no candidate may repeat.
+        existing: Its training records, which none may repeat either.
         separator: Of its columns; None keeps the file's own.
 
     Raises:
@@ -55,7 +57,7 @@ def propose(work: WorkDir, folder: DomainFolder, separator: str | None) -> Propo
     }
     screened = screen(
         [candidate for answered in lines.answered for candidate in answered.candidates],
-        read_training(folder.train),
+        read_training(existing),
         read_questions(folder),
         decided=decided,
     )
