@@ -135,10 +135,9 @@ _HOW = """## How it was measured
   prompts and answers, without padding: the same for all.
 - `matrix rate` is 4 x base parameters x these tokens a second over the float32 rate of a 1024 x 1024 product
   measured before the trainings of a round. Ours may pass 100 %: a domain's system message, which all rows of a batch
-  begin with, is computed once
-  a batch and not once a row. `computed only` leaves out what was spared.
+  begin with, is computed once a batch and not once a row. `computed only` leaves out what was spared.
 - The validation loss is computed afterwards by one and the same script, in float32, on records that nobody trained
-  on. The trainers shuffle differently, so it differs a little.
+  on. All trainers shuffle; losses differ by the order of records and of sums.
 - Peak memory is the largest resident set of the process.
 - LLaMA-Factory has no setting for float32; its float32 rows read a configuration that names it. Without that it takes
   bfloat16 from the base model's configuration, which this processor has units for: its `bfloat16` row.
