@@ -186,7 +186,7 @@ def test_a_stop_and_a_full_disk_cost_no_answer_and_name_the_command_that_goes_on
 def test_a_run_without_promotion_goes_on_without_it(
     settings: TrainerSettings, recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stop(*args: object) -> None:
+    def stop(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("preceptor_trainer.pipeline.go_on", stop)
