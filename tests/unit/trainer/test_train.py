@@ -46,7 +46,7 @@ def _losses(run: RunDir) -> list[float]:
     "recipe",
     [
         {"method": "qlora"},
-        {"method": "lora-8bit"},
+        {"method": "lora-8bit", "learning_rate": 0.02, "epochs": 6},
         {"method": "full", "learning_rate": 0.005},
         {"batching": "packed", "epochs": 6},
         {"gradient_checkpointing": "on"},
@@ -57,7 +57,9 @@ def _losses(run: RunDir) -> list[float]:
 def test_it_learns(shop: Workshop, tmp_path: Path, recipe: dict[str, object]) -> None:
     run = _train(shop, tmp_path, **recipe)
     losses = _losses(run)
-    assert losses[-1] < losses[0]
+    # A step holds any records, so one step's loss says little.
+    third = len(losses) // 3
+    assert sum(losses[-third:]) < sum(losses[:third])
     passes = run.spec.recipe.epochs
     assert run.result(Stage.TRAIN, Trained).metrics.tokens == passes * run.spec.dataset.tokens
 
