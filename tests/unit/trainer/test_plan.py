@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from preceptor_contracts.errors import InvalidInput
@@ -134,15 +135,15 @@ def test_what_is_too_large_for_one_gpu_may_fit_several_that_share_it() -> None:
 
 
 def test_a_common_beginning_is_forecast_once_only_where_the_training_computes_it_once(tiny_base: Path) -> None:
-    config = load_config(str(tiny_base))
+    config: Any = load_config(str(tiny_base))
     recipe = _recipe(gradient_checkpointing="on")
     question = Question("tiny-llama", Place("tiny-llama", 16, "cpu"), matrix_flops=1e9)
     work = _workload(recipe)._replace(shared=31)
 
-    def seconds(**changes: object) -> float:
-        planned = make_plan(config, recipe, work, _hardware(), question._replace(**changes))
+    def seconds(processes: int = 1) -> float:
+        planned = make_plan(config, recipe, work, _hardware(), question._replace(processes=processes))
         assert planned.expected_seconds is not None
-        return planned.expected_seconds * question._replace(**changes).processes
+        return planned.expected_seconds * processes
 
     assert seconds() < seconds(processes=2)
     config.model_type = "gemma"
