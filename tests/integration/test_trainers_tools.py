@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -56,8 +57,18 @@ def test_adapters_are_compared_on_exact_answers_and_by_a_judge(
     rows += [{**plain, "id": f"j{at}", "kind": "judge", "question": f"What is shelf {at} for?"} for at in range(3)]
     exam, out = tmp_path / "exam.jsonl", tmp_path / "out"
     exam.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    judge = {"URL": f"{real_stack.url}/v1", "NAME": "base", "API_KEY": "use-key-for-tests"}
-    stack = replace(real_stack, env={**real_stack.env, **{f"TRAINER_JUDGE_{name}": judge[name] for name in judge}})
+    # The trainer's own copy of the domain: its grader is no part of what the gateway renders.
+    domains = tmp_path / "domains"
+    shutil.copytree(real_stack.domains / "sql", domains / "sql")
+    described = domains / "sql/domain.yaml"
+    described.write_text(described.read_text().replace("grader: sql", "grader: mixed"))
+    wanted = {
+        "DOMAINS_DIR": str(domains),
+        "TRAINER_JUDGE_URL": f"{real_stack.url}/v1",
+        "TRAINER_JUDGE_NAME": "base",
+        "TRAINER_JUDGE_API_KEY": "use-key-for-tests",
+    }
+    stack = replace(real_stack, env={**real_stack.env, **wanted})
     compared = trainer(stack, "compare", adapter, "--exam", str(exam), "--out", str(out))
     assert compared.returncode == 0, compared.stdout + compared.stderr
     found = Standings.model_validate_json((out / "standings.json").read_text())
