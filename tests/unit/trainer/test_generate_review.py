@@ -58,7 +58,7 @@ def test_records_of_a_file_of_ones_own_are_not_repeated_either(bench: Bench) -> 
     assert "Left out" in printed
     code, printed = bench.run("--topics", "reed", "--data", bench.root / "none.csv")
     assert code == 2
-    assert "none.csv is no file" in printed
+    assert "none.csv' is no file" in printed
 
 
 def test_accepted_rows_become_records_with_the_changes_of_the_reviewer(bench: Bench) -> None:

@@ -134,6 +134,22 @@ def test_what_is_too_large_for_one_gpu_may_fit_several_that_share_it() -> None:
     assert not several.fits  # whole weights on each
 
 
+@pytest.mark.parametrize(("accumulation", "rows"), [(1, 4), (2, 8), (4, 8)])
+def test_memory_is_counted_for_the_rows_that_each_process_computes(
+    tiny_base: Path, accumulation: int, rows: int
+) -> None:
+    config = load_config(str(tiny_base))
+    work = Workload(1000, 50_000, 60, shared=0, answer=3)
+    question = Question("tiny-llama", Place("tiny-llama", 16, "cuda"))
+    gpu = Hardware("cuda", "a GPU", 1, ROOMY, "float32")
+
+    def activations(processes: int, **changes: object) -> int:
+        recipe = _recipe(gradient_checkpointing="off", **changes)
+        return make_plan(config, recipe, work, gpu, question._replace(processes=processes)).memory_bytes["activations"]
+
+    assert activations(2, batch_size=8, accumulation=accumulation) == activations(1, batch_size=rows)
+
+
 def test_a_common_beginning_is_forecast_once_only_where_the_training_computes_it_once(tiny_base: Path) -> None:
     config: Any = load_config(str(tiny_base))
     recipe = _recipe(gradient_checkpointing="on")

@@ -131,7 +131,7 @@ def generate(
 
 def _existing(folder: DomainFolder, data: Path | None) -> Path:
     if data is not None and not data.is_file():
-        raise InvalidInput(f"--data {data} is no file.", hint="Name the file that you train on.")
+        raise InvalidInput(f"--data {str(data)!r} is no file.", hint="Name the file that you train on.")
     return data or folder.train
 
 

@@ -152,7 +152,7 @@ def make_plan(
     steps = count_steps(workload.rows, recipe)
     per_pass = count_steps(workload.rows, recipe.model_copy(update={"epochs": 1, "max_steps": None}))
     tokens = round(workload.tokens * steps / per_pass)
-    rows = math.ceil(min(recipe.batch_size, workload.rows) / question.processes)
+    rows = min(_rows_a_pass(recipe, question.processes), workload.rows)
     shared = workload.shared if _is_shared(config, recipe, workload, hardware, question) else 0
     batch = Batch(rows, workload.longest, shared, workload.answer)
     if recipe.batching == "packed":
@@ -191,6 +191,13 @@ def make_plan(
         expected_seconds=expected,
         price_per_hour=question.price_per_hour,
     )
+
+
+def _rows_a_pass(recipe: Recipe, processes: int) -> int:
+    """Rows of a forward pass in each process, as the training divides a step."""
+    from preceptor_trainer.train.batches import Division
+
+    return Division.of(recipe.batch_size * recipe.accumulation, recipe.batch_size, processes).batch_size
 
 
 def _is_shared(

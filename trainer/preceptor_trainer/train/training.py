@@ -178,7 +178,7 @@ def _attempt(
     reporters: Sequence[str],
     size: int,
 ) -> Ended | None:
-    """Trains to the end with `size` rows a forward pass over all processes; None where memory did not do."""
+    """Trains to the end with at most `size` rows a forward pass and process; None where memory did not do."""
     resume = find_resume(run)
     try:
         trainer = _trainer(run, parts, tokenizer, plan, reporters, size)

@@ -58,13 +58,13 @@ def note_tokens(scope: Scope, tokens: int | None) -> None:
 
 
 async def release(scope: Scope) -> None:
-    """Ends a request's admission before its last byte is sent; later ends of it are nothing."""
+    """Ends a request's admission, if it has one; whoever comes first ends it, and again is nothing."""
     if (admission := scope.get("admission")) is not None:
         await admission.done(scope.get("tokens_used"))
 
 
 async def limited(request: Request, caller: CallerDep) -> AsyncIterator[None]:
-    """Admits before the route runs, releases after the last byte is sent or the client is gone."""
+    """Admits before the route runs; releases when its answer is sent or the client is gone, a stream before its end."""
     services = request.app.state.services
     limiter: Limiter = services.limiter
     note_prompt(request.scope, await request.body(), services.settings.log_prompts)
