@@ -168,6 +168,14 @@ def test_recipes_lists_each_with_its_memory(output: io.StringIO) -> None:
         assert part in said
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_documentation_shows_what_the_command_prints(device: str, output: io.StringIO) -> None:
+    assert cli.main(["recipes", "--device", device, "--markdown"]) == 0
+    table = [line for line in output.getvalue().splitlines() if line.startswith("|")]
+    assert len(table) >= 8
+    assert "\n".join(table) in (Path(__file__).parents[3] / "docs/recipes.md").read_text()
+
+
 def test_what_no_base_can_serve_is_refused_in_words() -> None:
     assert _found(_recipe()) == {}
     refused = [name for name in _found(_recipe(), longest=513, has_template=False) if name.startswith("refused")]
