@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import importlib.metadata
 import os
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,11 @@ def cpu_dtype(flags: frozenset[str]) -> Literal["bfloat16", "float32"]:
     Without such units bf16 products ran at ~1 GFLOP/s against ~110 in float32 (2 cores, AVX2).
     """
     return "bfloat16" if flags & _BF16_FLAGS else "float32"
+
+
+def has_cpp_compiler() -> bool:
+    """Tells whether torch finds the C++ compiler that it would compile with (`CXX`, else g++)."""
+    return shutil.which(os.environ.get("CXX") or "g++") is not None
 
 
 def usable_cores() -> list[int]:

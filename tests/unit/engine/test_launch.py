@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from preceptor_contracts.base_models import EMBEDDED_NAME, IDENTITY
 from preceptor_contracts.errors import PrerequisiteError
-from preceptor_engine.hardware import cpu_dtype
+from preceptor_engine.hardware import cpu_dtype, has_cpp_compiler
 from preceptor_engine.launch import LORA_TARGET_MODULES, Launch, build_launch
 from preceptor_engine.settings import EngineSettings
 from preceptor_trainer.plan.servability import FP8_FLAG
@@ -17,11 +17,18 @@ from pydantic import SecretStr, ValidationError
 NO_FLAGS: frozenset[str] = frozenset()
 
 
-def launch(tmp_path: Path, *, gpu: bool = False, flags: frozenset[str] = NO_FLAGS, **settings: object) -> Launch:
+def launch(
+    tmp_path: Path,
+    *,
+    gpu: bool = False,
+    flags: frozenset[str] = NO_FLAGS,
+    compiles: bool = True,
+    **settings: object,
+) -> Launch:
     (tmp_path / EMBEDDED_NAME).mkdir(exist_ok=True)
     (tmp_path / EMBEDDED_NAME / IDENTITY).write_text('{"id": "x", "revision": "1"}')
     one = EngineSettings(_env_file=None, BASE_MODELS_DIR=tmp_path, **settings)  # type: ignore[arg-type]  # any value by name
-    return build_launch(one, gpu=gpu, flags=flags, cores=[0, 1])
+    return build_launch(one, gpu=gpu, flags=flags, cores=[0, 1], compiles=compiles)
 
 
 def flag(made: Launch, name: str) -> str:
@@ -36,6 +43,15 @@ def test_loopback_our_base_name_and_immutable_defaults(tmp_path: Path) -> None:
     assert flag(made, "--max-loras") == "2"
     assert "--enable-prefix-caching" in made.argv
     assert "lm_head" not in made.argv
+
+
+def test_without_a_compiler_nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch(tmp_path, compiles=False).env["TORCH_COMPILE_DISABLE"] == "1"
+    assert "TORCH_COMPILE_DISABLE" not in launch(tmp_path).env
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not has_cpp_compiler()
+    monkeypatch.setenv("CXX", "sh")
+    assert has_cpp_compiler()
 
 
 def test_adapters_may_use_the_layers_that_recipes_may() -> None:
@@ -71,7 +87,7 @@ def test_two_cores_are_both_given(tmp_path: Path) -> None:
 def test_missing_base_model_names_the_command(tmp_path: Path) -> None:
     settings = EngineSettings(_env_file=None, BASE_MODELS_DIR=tmp_path / "none")
     with pytest.raises(PrerequisiteError, match="make setup"):
-        build_launch(settings, gpu=False, flags=NO_FLAGS, cores=[0])
+        build_launch(settings, gpu=False, flags=NO_FLAGS, cores=[0], compiles=True)
 
 
 def test_other_base_models_may_use_the_hub(tmp_path: Path) -> None:
