@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -152,6 +154,37 @@ async def test_silence_is_limited(answer: bytes) -> None:
     async with pool_to(Upstream(answer, forever=True), silence_s=0.2) as pool:
         with pytest.raises(TooSilent):
             await ask(pool)
+
+
+async def test_a_side_that_takes_no_bytes_is_given_up_long_before_the_limit_of_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where a network fails without a word: the bytes of the request are acknowledged by nobody."""
+    monkeypatch.setattr("preceptor_gateway.engine.http._GONE_AFTER_S", 1)
+
+    given_up = asyncio.Event()
+
+    async def reads_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # a StreamWriter's transport reads, too
+        await given_up.wait()
+        writer.transport.abort()
+
+    async with pool_to(reads_nothing, silence_s=300) as pool, asyncio.timeout(60):
+        with pytest.raises(NotReached):
+            await ask(pool, bytes(64 << 20))
+        given_up.set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's names of the kernel's timers")
+async def test_the_kernel_asks_an_upstream_that_thinks_for_long_whether_it_is_there() -> None:
+    async with pool_to(Upstream(sized(b"1"))) as pool:
+        reply = await pool.exchange("GET", "/")
+        open_socket = reply._connection._transport.get_extra_info("socket")  # type: ignore[union-attr]
+        assert open_socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        options = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT]
+        assert [open_socket.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [4, 2, 10_000]
+        await reply.read()
+        reply.close()
 
 
 async def test_closing_half_way_drops_the_connection() -> None:

@@ -6,7 +6,9 @@ What it leaves out on purpose: redirects, cookies, compression, proxies. Decisio
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import sys
 import time
 from collections import deque
 from typing import cast
@@ -18,6 +20,8 @@ _IDLE_S = 4.0
 """Shorter than vLLM's keep-alive of 5 s, or a request now and then meets a closed socket."""
 _HIGH_WATER = 256 * 1024
 """Bytes that may wait for a slow reader before the socket is no longer read."""
+_ASK_AFTER_S, _ASK_EVERY_S, _GONE_AFTER_S = 4, 2, 10
+"""A model may think for minutes in silence, so the kernel asks the other machine whether it is still there."""
 
 
 class UpstreamError(Exception):
@@ -34,6 +38,16 @@ class BrokenOff(UpstreamError):
 
 class TooSilent(UpstreamError):
     """Nothing arrived for longer than the limit."""
+
+
+def _notice_a_dead_network(made: socket.socket) -> None:
+    """Has the kernel end a connection whose other side acknowledges nothing, where no reset ever arrives."""
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _ASK_AFTER_S)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _ASK_EVERY_S)
+        # Bounds both the unanswered questions and the bytes of a request that nobody takes.
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE_AFTER_S * 1000)
 
 
 class _Connection(asyncio.Protocol):
@@ -64,6 +78,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        _notice_a_dead_network(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         try:
