@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import AwareDatetime, Field, JsonValue, model_validator
 
@@ -15,6 +16,7 @@ from preceptor_contracts.messages import Message, Text
 from preceptor_contracts.served_names import AdapterName, DomainName, adapter_domain
 
 MANIFEST = "preceptor.json"
+SCHEMA_VERSION: Final = 1
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 """Endings of weights that run code when loaded; an adapter folder with one is refused."""
 TokenIds = Annotated[tuple[int, ...], Field(min_length=1)]
@@ -142,9 +144,12 @@ def _distance(left: tuple[float, ...], right: tuple[float, ...]) -> float:
 
 
 class Manifest(Frozen):
-    """All that serving, judging and repeating an adapter needs."""
+    """All that serving, judging and repeating an adapter needs.
 
-    schema_version: Literal[1] = 1
+    A field that a later Preceptor added has a default, so that what an earlier one wrote is read.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
     adapter: AdapterName
     domain: DomainName
     prompt_sha: Sha256
@@ -220,12 +225,26 @@ def read_adapter(folder: Path) -> AdapterFolder:
     try:
         manifest = read_json(folder / MANIFEST, Manifest)
     except InvalidInput as error:
-        raise ManifestInvalid(error.message, hint="Train again with this version of the trainer.") from error
+        raise _misread(folder, error) from error
     if manifest.adapter != folder.name:
         raise ManifestInvalid(
             f"Folder {folder.name!r} holds the manifest of {manifest.adapter!r}.", hint="Give the folder its own name."
         )
     return AdapterFolder(folder, manifest)
+
+
+def _misread(folder: Path, error: InvalidInput) -> ManifestInvalid:
+    """A manifest of another version is told as one, whatever else does not fit."""
+    try:
+        version = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        version = SCHEMA_VERSION
+    if version == SCHEMA_VERSION:
+        return ManifestInvalid(error.message, hint="Train again with this version of the trainer.")
+    return ManifestInvalid(
+        f"{folder.name!r} has a manifest of version {version!r}; this Preceptor reads version {SCHEMA_VERSION}.",
+        hint="Use the Preceptor that wrote it, or a newer one; or train again from its run's records.",
+    )
 
 
 def verify_files(adapter: AdapterFolder) -> None:
