@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import string
 from pathlib import Path
@@ -210,19 +211,51 @@ def load_domain(path: Path) -> DomainFolder:
 
 
 def load_domains(root: Path) -> dict[str, DomainFolder]:
-    """Reads every folder under `root` that holds a `domain.yaml`, by name."""
+    """Reads every folder under `root` that holds a `domain.yaml`, by name.
+
+    Raises:
+        InvalidInput: One of them is wrong, or may not be read.
+    """
     if not root.is_dir():
         raise InvalidInput(f"{root} is not a folder of domains.", hint="Point DOMAINS_DIR at the folder.")
-    return {path.parent.name: load_domain(path.parent) for path in sorted(root.glob("*/domain.yaml"))}
+    return {path.name: load_domain(path) for path in _folders(root)}
+
+
+def _folders(root: Path) -> list[Path]:
+    """Folders with a `domain.yaml`. One that may not be looked into is no domain less: it would be missed silently."""
+    found = []
+    for path in _entries(root):
+        try:
+            if (path / "domain.yaml").is_file():
+                found.append(path)
+        except PermissionError as error:
+            # A disk's `lost+found` and the like are only for root, and no domain.
+            if re.fullmatch(r"[\w-]+", path.name):
+                raise _unreadable(root, path) from error
+    return found
+
+
+def _entries(root: Path) -> list[Path]:
+    try:
+        return sorted(root.iterdir())
+    except PermissionError as error:
+        raise _unreadable(root, root) from error
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _unreadable(root: Path, path: Path) -> InvalidInput:
+    told = f"{path} may not be read by this process (user {os.getuid()})."
+    return InvalidInput(told, hint=f"Let it: chmod -R a+rX {root}")
 
 
 def find_domain(root: Path, name: str) -> DomainFolder:
     """Reads one domain by name.
 
     Raises:
-        InvalidInput: No such domain; the hint lists those there are.
+        InvalidInput: No such domain, and the hint lists those there are; or a folder may not be read.
     """
-    known = sorted(path.parent.name for path in root.glob("*/domain.yaml"))
+    known = [path.name for path in _folders(root)]
     if name not in known:
         raise InvalidInput(
             f"There is no domain {name!r}.",

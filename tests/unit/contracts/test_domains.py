@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,51 @@ def write(root: Path, text: str, folder: str = "clinic") -> Path:
 def test_good_domain_loads(tmp_path: Path) -> None:
     assert load_domain(write(tmp_path, GOOD)).domain.title == "Clinic"
     assert list(load_domains(tmp_path)) == ["clinic"]
+
+
+def as_nobody(look: Callable[[], object]) -> str:
+    """What a process without any rights is told; the suite itself may run as root, whom nothing is hidden from."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        try:
+            told = repr(look())
+        except BaseException as error:
+            told = f"{type(error).__name__}: {error}"
+        os.write(writing, told.encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with open(reading, encoding="utf-8") as answer:
+        return answer.read()
+
+
+def test_a_folder_of_an_impossible_name_is_not_passed_over_either(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "clinic copy")
+    with pytest.raises(InvalidInput, match="is not its folder's name"):
+        load_domains(tmp_path)
+
+
+@pytest.mark.parametrize("closed", [".", "clinic"])
+def test_a_folder_that_may_not_be_read_is_told_and_not_passed_over(closed: str) -> None:
+    """As under a umask of 077, where containers run as another user."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        root = Path(name)
+        write(root, GOOD)
+        (root / "lost+found").mkdir(mode=0o700)
+        root.chmod(0o755)
+        assert as_nobody(lambda: list(load_domains(root))) == "['clinic']"
+        (root / closed).chmod(0o000)
+        for look in (lambda: load_domains(root), lambda: find_domain(root, "clinic")):
+            told = as_nobody(look)
+            assert told.startswith("InvalidInput: ")
+            assert "may not be read" in told
+            assert "chmod -R a+rX" in told
+        (root / closed).chmod(0o755)
 
 
 @pytest.mark.parametrize(
