@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from preceptor_contracts.base_models import split_revision
 from preceptor_contracts.errors import PreceptorError
 from preceptor_contracts.manifest import Canary
 from preceptor_contracts.messages import Message
@@ -42,7 +43,8 @@ def make_canary(
     Raises:
         PreceptorError: The adapter answers as the base model does.
     """
-    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, device_map={"": device})
+    name, revision = split_revision(source)
+    base = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32, device_map={"": device})
     adapted: Any = PeftModel.from_pretrained(base, str(adapter)).eval()
     found = [_compare(adapted, messages, example.prompt_ids) for messages, example in candidates]
     best = max(found, key=lambda canary: canary.separation)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from preceptor_contracts.base_models import split_revision
 from preceptor_contracts.errors import InvalidInput, PrerequisiteError
 from preceptor_contracts.files import sha256_bytes
 from preceptor_contracts.mcq import LABELS
@@ -47,7 +48,8 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
     silence_transformers()
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        name, revision = split_revision(source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
         raise PrerequisiteError(
@@ -69,15 +71,17 @@ def hub_revision(source: str) -> str:
     Args:
         source: Folder or Hugging Face id.
     """
-    from transformers import AutoConfig
+    from transformers.utils.hub import cached_file
 
-    if Path(source).is_dir():
+    name, revision = split_revision(source)
+    if Path(name).is_dir():
         return ""
     try:
-        # transformers keeps it under this name only.
-        return AutoConfig.from_pretrained(source)._commit_hash or ""
+        found = cached_file(name, "config.json", revision=revision)
     except (OSError, ValueError):
         return ""
+    # The hub's cache: .../snapshots/<commit>/config.json
+    return Path(found).parent.name if found else ""
 
 
 def chat_template_sha(tokenizer: PreTrainedTokenizerBase) -> str:

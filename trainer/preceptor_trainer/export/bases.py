@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from preceptor_contracts.base_models import base_model_source, identify_base_model
+from preceptor_contracts.base_models import base_model_source, identify_base_model, split_revision
 from preceptor_contracts.errors import InvalidInput, PreceptorError, PrerequisiteError
 from preceptor_contracts.manifest import AdapterFolder, Manifest, read_adapter, verify_files
 from preceptor_contracts.served_names import adapter_domain, adapter_version
@@ -124,7 +124,8 @@ def load_weights(base: Base, *, exact: bool) -> Any:
                 hint="Stop other programs, or do it on a larger machine: copy the adapter's folder there.",
             )
         dtype = "auto"
-    weights = AutoModelForCausalLM.from_pretrained(base.source, dtype=dtype, device_map={"": "cpu"})
+    name, revision = split_revision(base.source)
+    weights = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype, device_map={"": "cpu"})
     return weights.eval()
 
 

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from preceptor_contracts.base_models import split_revision
 from preceptor_contracts.errors import InvalidInput, PrerequisiteError
 from preceptor_contracts.frozen import Frozen, read_json
 from pydantic import JsonValue
@@ -67,7 +68,8 @@ def load_config(source: str) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        name, revision = split_revision(source)
+        config: PretrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
         raise PrerequisiteError(

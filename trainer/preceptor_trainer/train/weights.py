@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from preceptor_contracts.base_models import split_revision
 from preceptor_contracts.files import sync_folder
 from preceptor_contracts.frozen import Frozen
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase
@@ -47,8 +48,9 @@ def load_base(source: str, recipe: Recipe, device: str) -> Any:
     # this process's own.
     own = {"": f"cuda:{local_rank()}" if device == "cuda" else device}
     place = None if is_sharded() and not recipe.is_quantised else own
+    name, revision = split_revision(source)
     return AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, quantization_config=_quantisation(recipe, dtype), device_map=place
+        name, revision=revision, dtype=dtype, quantization_config=_quantisation(recipe, dtype), device_map=place
     )
 
 
