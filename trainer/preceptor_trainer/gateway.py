@@ -131,6 +131,21 @@ class Gateway:
         """Asks what answers behind the gateway."""
         return await self._ask("GET", "/health", TypeAdapter(Health))
 
+    async def glance(self) -> Health:
+        """Asks the same once: that no engine is up is an answer, too."""
+        try:
+            response = await self._client.get("/health")
+            return Health.model_validate_json(response.content)
+        except httpx.TransportError as error:
+            raise GatewayDown(
+                f"The gateway at {self._shown_url} does not answer.", hint="Start the stack: make serve"
+            ) from error
+        except ValidationError as error:
+            raise GatewayFailure(
+                f"GET /health answered something unexpected: {response.text[:200]!r}.",
+                hint="Run gateway and trainer of the same version.",
+            ) from error
+
     async def render_messages(self, domain: str, messages: Sequence[Message]) -> RenderedPrompt:
         """Asks for the ids that the engine would get for a conversation."""
         return await self._render(domain, {"messages": wire(tuple(messages))})

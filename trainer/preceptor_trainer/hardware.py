@@ -25,6 +25,8 @@ class Hardware:
     """Free now: the GPU's memory, or what this process may still take of the machine's."""
     best_dtype: Literal["float32", "bfloat16", "float16"]
     """What `dtype: auto` means here: float32 on a CPU, so that every CPU reaches the same adapter."""
+    total_bytes: int = 0
+    """All memory of the GPU, the engine's share included; 0 where nobody asked."""
 
 
 def detect_hardware() -> Hardware:
@@ -34,9 +36,9 @@ def detect_hardware() -> Hardware:
     threads = torch.get_num_threads()
     if torch.cuda.is_available():
         native = torch.cuda.get_device_capability(0)[0] >= _AMPERE
-        free, _ = torch.cuda.mem_get_info(0)
+        free, total = torch.cuda.mem_get_info(0)
         name = torch.cuda.get_device_name(0)
-        return Hardware("cuda", name, threads, int(free), "bfloat16" if native else "float16")
+        return Hardware("cuda", name, threads, int(free), "bfloat16" if native else "float16", int(total))
     return Hardware("cpu", _cpu_name(), threads, free_memory(), "float32")
 
 

@@ -21,6 +21,7 @@ from preceptor_contracts.manifest import BaseModelIdentity
 
 from preceptor_trainer import stages
 from preceptor_trainer.disk import full_disk_told
+from preceptor_trainer.hand_off import handed_off
 from preceptor_trainer.hardware import Hardware, detect_hardware
 from preceptor_trainer.prepare import dataset as preparing
 from preceptor_trainer.prepare.dataset import Given
@@ -199,7 +200,17 @@ def last_stage(run: RunDir) -> Stage:
 
 
 def go_on(shop: Workshop, run: RunDir, *, last: Stage) -> None:
-    """Runs every stage that is not finished, up to `last`."""
+    """Runs every stage that is not finished, up to `last`; hands the engine's GPU over for those that need it."""
+    if shop.hand_off and last is not Stage.PREPARE and not run.is_done(Stage.TRAIN):
+        with handed_off(shop):
+            if run.is_done(Stage.PLAN) and not any(run.events(Stage.TRAIN, "checkpoint")):
+                # That plan may have been made beside the engine, with less memory.
+                run_stage(shop, run, Stage.PLAN, STAGES[Stage.PLAN])
+            _go_on(shop, run, last=min(last, Stage.TRAIN, key=list(STAGES).index))
+    _go_on(shop, run, last=last)
+
+
+def _go_on(shop: Workshop, run: RunDir, *, last: Stage) -> None:
     for stage, work in STAGES.items():
         if not run.is_done(stage):
             run_stage(shop, run, stage, work)

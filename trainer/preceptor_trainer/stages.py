@@ -64,6 +64,8 @@ class Workshop(NamedTuple):
     exam: ExamWishes = ExamWishes()
     judge: Callable[[TrainerSettings], Judge] = Judge.of
     """Opens the judge; tests put a fake one here."""
+    hand_off: bool = False
+    """The engine on this GPU makes way for the training."""
     go_on: str = ""
     """The command that goes on with what this process does, where `resume` of its run is not the one."""
 

@@ -35,15 +35,15 @@ def describe(error: ValidationError, *, of_settings: bool = False) -> str:
 
     Args:
         error: What pydantic found.
-        of_settings: A value with an `@` is not shown: it may be a URL with a password.
+        of_settings: A value with an `@` is not shown, since it may be a URL with a password; nor is the whole input,
+            which is the environment, keys included.
     """
     parts = []
     for problem in error.errors(include_url=False):
         field = ".".join(str(step) for step in problem["loc"]) or "(whole)"
-        # A settings object's whole input is the environment, keys included: name the field alone there.
         shown = repr(problem["input"]) if problem["type"] != "missing" else "nothing"
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        if of_settings and "@" in shown:
+        if of_settings and ("@" in shown or not problem["loc"]):
             shown = "a value that may hold a password"
         message = problem["msg"].removeprefix("Value error, ")
         parts.append(f"{field}: {message} (got {shown})")

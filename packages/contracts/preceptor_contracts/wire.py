@@ -291,6 +291,8 @@ class EngineView(Frozen):
     """Requests of this gateway that are open there."""
     adapters_ready: int
     """Adapters whose canary passed there."""
+    makes_way: bool = False
+    """It gets no requests: a training wants its GPU, or has it."""
 
 
 class Health(Frozen):

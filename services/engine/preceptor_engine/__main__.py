@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+from functools import partial
 
 from preceptor_contracts.base_models import EMBEDDED
 from preceptor_contracts.errors import PreceptorError
@@ -16,10 +17,11 @@ from pydantic import ValidationError
 from preceptor_engine.launch import launch_here
 from preceptor_engine.materialise import materialise
 from preceptor_engine.settings import EngineSettings
+from preceptor_engine.supervise import Supervisor, open_requests
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one subcommand; `serve` does not return, the process becomes vLLM."""
+    """Runs one subcommand; `serve` becomes vLLM, or with ENGINE_HAND_OFF watches over it."""
     parser = argparse.ArgumentParser(prog="preceptor-engine", description=__doc__)
     parser.add_argument("command", choices=["serve", "materialise", "show"], help="show prints the launch and ends")
     command = parser.parse_args(argv).command
@@ -42,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     if command == "show":
         sys.stdout.write(shlex.join(launch.argv) + "\n")
         return 0
+    if settings.hand_off:
+        count = partial(open_requests, settings.port)
+        return Supervisor(launch, settings.adapters_dir, drain_s=settings.drain_s, open_requests=count).run()
     os.execvpe(launch.argv[0], launch.argv, {**os.environ, **launch.env})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from preceptor_contracts.base_models import EMBEDDED, base_model_source, is_materialised
+from preceptor_contracts.base_models import EMBEDDED, UNPINNED, base_model_source, is_materialised, split_revision
 from preceptor_contracts.errors import PrerequisiteError
 from preceptor_contracts.served_names import RAW_BASE
 
@@ -47,7 +47,7 @@ def build_launch(
     argv = [
         # The console script of the CPU wheel fails (no metadata for 'vllm'); the module is the same server.
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", base_model_source(settings.base_model, settings.base_models_dir)),
+        *_base_model(base_model_source(settings.base_model, settings.base_models_dir)),
         *("--served-model-name", RAW_BASE),
         *("--host", settings.host, "--port", str(settings.port)),
         *("--dtype", dtype),
@@ -71,16 +71,15 @@ def build_launch(
         "--no-enable-log-requests",
         "--disable-uvicorn-access-log",
     ]
-    env = {
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-    }
+    env = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if settings.api_key.get_secret_value():
         # By environment, not by flag: a command line is visible to every user of the machine.
         env["VLLM_API_KEY"] = settings.api_key.get_secret_value()
     if settings.base_model == EMBEDDED:
         env["HF_HUB_OFFLINE"] = "1"
+    if settings.hand_off:
+        # For what is still under way when the launcher tells it to end.
+        argv += ["--shutdown-timeout", str(settings.drain_s)]
     argv += _quantization(settings, gpu=gpu)
     if gpu:
         argv += ["--gpu-memory-utilization", str(settings.gpu_memory_utilization)]
@@ -101,6 +100,14 @@ def _cpu_environment(settings: EngineSettings, cores: list[int], *, compiles: bo
         # worker ends where that fails. Not compiled, 64 such requests took 2.0 to 2.8 s in place of 2.1 to 2.4.
         env["TORCH_COMPILE_DISABLE"] = "1"
     return env
+
+
+def _base_model(source: str) -> list[str]:
+    name, revision = split_revision(source)
+    if revision == UNPINNED:
+        return ["--model", name]
+    # With the tokenizer its chat template is pinned: nothing that changes on the hub changes the prompts.
+    return ["--model", name, "--revision", revision, "--tokenizer-revision", revision]
 
 
 def _quantization(settings: EngineSettings, *, gpu: bool) -> list[str]:

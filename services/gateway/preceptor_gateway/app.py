@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 from preceptor_contracts.domains import Domain, load_domains
+from preceptor_contracts.hand_off import hand_off_lock
 
 from preceptor_gateway.adapters import endpoints as adapters
 from preceptor_gateway.adapters.reconciler import reconcile_forever
@@ -22,6 +23,7 @@ from preceptor_gateway.domains import endpoints as domains
 from preceptor_gateway.domains.service import DomainService
 from preceptor_gateway.edge import Edge
 from preceptor_gateway.engine import EngineClient, EnginePool
+from preceptor_gateway.engine.hand_off import watch_hand_off
 from preceptor_gateway.engine_urls import read_urls
 from preceptor_gateway.generate import endpoints as generate
 from preceptor_gateway.generate.service import GenerateService
@@ -105,14 +107,19 @@ def create_app(settings: GatewaySettings) -> Edge:
         services = _build(settings, metrics, limiter, known, store)
         app.state.services = services
         await services.keys.start()
-        key_watch = asyncio.create_task(services.keys.look_forever())
-        reconciler = asyncio.create_task(reconcile_forever(services.adapters, settings.reconcile_seconds))
+        watches = [
+            asyncio.create_task(services.keys.look_forever()),
+            asyncio.create_task(reconcile_forever(services.adapters, settings.reconcile_seconds)),
+        ]
+        if settings.hand_off_engine:
+            lock = hand_off_lock(settings.adapters_dir)
+            watches.append(asyncio.create_task(watch_hand_off(services.engines, settings.hand_off_engine, lock)))
         try:
             yield
         finally:
-            reconciler.cancel()
-            key_watch.cancel()
-            await asyncio.gather(reconciler, key_watch, return_exceptions=True)
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
             await services.keys.close()
             await services.limiter.close()
             await services.engines.close()

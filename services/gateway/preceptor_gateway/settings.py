@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from dotenv import dotenv_values
 from preceptor_contracts.errors import PrerequisiteError
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from preceptor_gateway.engine_urls import read_urls
@@ -27,6 +27,8 @@ class GatewaySettings(BaseSettings):
     """Bearer key with scopes `use` and `admin`."""
     engine_urls: Annotated[str, Field(validation_alias="ENGINE_URLS")] = "http://127.0.0.1:8001"
     """Comma-separated; the gateway spreads requests over them."""
+    hand_off_engine: str = ""
+    """Which of the engines makes way for a training (`--hand-off`), by its URL; empty: none is known to."""
     engine_api_key: Annotated[SecretStr, Field(validation_alias="ENGINE_API_KEY")] = SecretStr("")
     engine_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """Longest silence of the engine that is waited for, in seconds."""
@@ -75,6 +77,16 @@ class GatewaySettings(BaseSettings):
     def _are_urls(cls, text: str) -> str:
         read_urls(text)
         return text
+
+    @field_validator("hand_off_engine")
+    @classmethod
+    def _one_of_its_engines(cls, text: str, info: ValidationInfo) -> str:
+        if not text or "engine_urls" not in info.data:
+            return text
+        (url, *more) = read_urls(text)
+        if more or url not in read_urls(info.data["engine_urls"]):
+            raise ValueError("it is none of ENGINE_URLS (in Compose: STACK_HAND_OFF_ENGINE and STACK_ENGINE_URLS)")
+        return url
 
     def require_keys(self) -> None:
         """Refuses to serve without keys.

@@ -96,6 +96,21 @@ def test_other_base_models_may_use_the_hub(tmp_path: Path) -> None:
     assert "HF_HUB_OFFLINE" not in made.env
 
 
+def test_a_commit_behind_the_name_pins_weights_and_chat_template(tmp_path: Path) -> None:
+    made = launch(tmp_path, BASE_MODEL="Qwen/Qwen2.5-1.5B-Instruct@989aa79")
+    named = [flag(made, name) for name in ("--model", "--revision", "--tokenizer-revision")]
+    assert named == ["Qwen/Qwen2.5-1.5B-Instruct", "989aa79", "989aa79"]
+    assert "--revision" not in launch(tmp_path, BASE_MODEL="Qwen/Qwen2.5-1.5B-Instruct").argv
+
+
+def test_a_folder_may_have_an_at_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "mine@home"
+    folder.mkdir()
+    made = launch(tmp_path, BASE_MODEL=str(folder))
+    assert flag(made, "--model") == str(folder)
+    assert "--revision" not in made.argv
+
+
 def test_rank_that_vllm_refuses_is_refused_here(tmp_path: Path) -> None:
     with pytest.raises(ValidationError):
         launch(tmp_path, max_lora_rank=24)

@@ -149,6 +149,9 @@ class FakeGateway:
         """Log-probability that a served name gives each token of a text."""
         self.served = ["plants:base", "base"]
         self.engine = "fake 1"
+        self.status = ""
+        """What /health says; empty: `ok` where every engine is up."""
+        self.engines_up: Callable[[], dict[str, bool]] = lambda: {"fake:1": True}
         self.refuse: Callable[[int], httpx.Response | None] = lambda count: None
         """What the so-manieth question to a served name gets in place of an answer."""
 
@@ -159,7 +162,11 @@ class FakeGateway:
     def _answer(self, request: httpx.Request) -> httpx.Response:
         path, body = request.url.path, json.loads(request.content or "{}")
         if path == "/health":
-            return httpx.Response(200, json={"status": "ok", "engine": self.engine, "domains": 1, "adapters_ready": 0})
+            up = self.engines_up()
+            engines = [{"engine": name, "up": up[name], "in_flight": 0, "adapters_ready": 0} for name in up]
+            status = self.status or ("ok" if all(up.values()) else "degraded")
+            found = {"status": status, "engine": self.engine, "engines": engines}
+            return httpx.Response(200 if any(up.values()) else 503, json={**found, "domains": 1, "adapters_ready": 0})
         if path.endswith("/render"):
             return self._render(path.split("/")[3], body)
         if path == "/v1/adapters":

@@ -50,6 +50,11 @@ GuardOption = Annotated[
 PromoteOption = Annotated[bool, typer.Option("--yes-promote/--no-promote", help="Promote the adapter if it is better.")]
 
 
+HandOffOption = Annotated[
+    bool, typer.Option("--hand-off", help="Have the engine on this GPU make way for the training, and come back.")
+]
+
+
 class Work(NamedTuple):
     """What this process is at."""
 

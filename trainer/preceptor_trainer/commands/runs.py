@@ -18,6 +18,7 @@ from preceptor_trainer.commands.options import (
     EncodingOption,
     EpochsOption,
     GuardOption,
+    HandOffOption,
     LeakOption,
     MethodOption,
     PassageOption,
@@ -50,15 +51,16 @@ def run(
     allow_contradictions: ContradictionsOption = False,
     seed: SeedOption = None,
     promote: PromoteOption = True,
+    hand_off: HandOffOption = False,
 ) -> int:
     """Everything: prepare, plan, train, publish, evaluate, promote if better."""
-    shop = options.open_shop()
+    shop = options.open_shop()._replace(hand_off=hand_off)
     shop.settings.admin_key()
     reading = Reading(encoding, allow_leak, allow_contradictions)
     new = pipeline.start_run(
         shop, domain, _overrides(recipe, method, epochs, max_steps, seed), data=data, reading=reading
     )
-    shop = begin(shop, new.path, _resume(new, promote))
+    shop = begin(shop, new.path, _resume(new, promote=promote, hand_off=hand_off))
     with new.exclusive():
         if pipeline.last_stage(new) is Stage.PROMOTE:
             pipeline.check_gateway(shop, new)
@@ -104,10 +106,12 @@ def train(
     allow_leak: LeakOption = False,
     allow_contradictions: ContradictionsOption = False,
     seed: SeedOption = None,
+    hand_off: HandOffOption = False,
 ) -> int:
-    """Prepares, plans and trains; needs no gateway."""
+    """Prepares, plans and trains; needs no gateway, unless the engine is to make way."""
     reading = Reading(encoding, allow_leak, allow_contradictions)
-    return _begin(domain, _overrides(recipe, method, epochs, max_steps, seed), data, reading, last=Stage.TRAIN)
+    overrides = _overrides(recipe, method, epochs, max_steps, seed)
+    return _begin(domain, overrides, data, reading, last=Stage.TRAIN, hand_off=hand_off)
 
 
 def publish(run_id: RunArgument) -> int:
@@ -127,11 +131,11 @@ def promote(run_id: RunArgument) -> int:
     return _redo(run_id, Stage.PROMOTE)
 
 
-def resume(run_id: RunArgument, promote: PromoteOption = True) -> int:
+def resume(run_id: RunArgument, promote: PromoteOption = True, hand_off: HandOffOption = False) -> int:
     """Goes on with a run at its first unfinished stage; training goes on from its last checkpoint."""
-    shop = options.open_shop()
+    shop = options.open_shop()._replace(hand_off=hand_off)
     opened = open_run(shop, run_id)
-    shop = begin(shop, opened.path, _resume(opened, promote))
+    shop = begin(shop, opened.path, _resume(opened, promote=promote, hand_off=hand_off))
     if is_follower():
         follow(shop, opened)
         return 0
@@ -145,14 +149,16 @@ def _overrides(
     return Overrides(recipe=recipe, method=method, epochs=epochs, max_steps=max_steps, seed=seed)
 
 
-def _resume(of: RunDir, promote: bool = True) -> list[str]:
-    return ["resume", of.id, *([] if promote else ["--no-promote"])]
+def _resume(of: RunDir, *, promote: bool = True, hand_off: bool = False) -> list[str]:
+    return ["resume", of.id, *([] if promote else ["--no-promote"]), *(["--hand-off"] if hand_off else [])]
 
 
-def _begin(domain: str, overrides: Overrides, data: Path | None, reading: Reading, *, last: Stage) -> int:
-    shop = options.open_shop()
+def _begin(
+    domain: str, overrides: Overrides, data: Path | None, reading: Reading, *, last: Stage, hand_off: bool = False
+) -> int:
+    shop = options.open_shop()._replace(hand_off=hand_off)
     new = pipeline.start_run(shop, domain, overrides, data=data, reading=reading)
-    shop = begin(shop, new.path, _resume(new))
+    shop = begin(shop, new.path, _resume(new, hand_off=hand_off))
     with new.exclusive():
         pipeline.go_on(shop, new, last=last)
     shop.terminal.say(f"Go on with `preceptor-trainer resume {new.id}`.")

@@ -26,6 +26,7 @@ _EXPECTED_SHARE = 0.5
 """Share of the float32 matrix rate that training reached on 2 CPU cores; only the time forecast rests on it."""
 _MARGIN = 1.1
 """Gradient checkpointing stays off where the estimate without it leaves a tenth spare."""
+_HAND_OFF = " Or have the engine on this GPU make way for it: --hand-off"
 _SHARE = (
     " Several GPUs can share the weights: accelerate launch --config_file trainer/recipes/accelerate/fsdp.yaml -m "
     "preceptor_trainer resume <run-id>"
@@ -236,7 +237,7 @@ def refuse_misfit(plan: Plan, hardware: Hardware) -> None:
             f"Training needs about {gigabytes(plan.memory_total_bytes)} of memory, "
             f"but only {gigabytes(plan.memory_available_bytes)} are free on {hardware.name}.",
             code="memory_exceeded",
-            hint=_way_out(plan) + (_SHARE if hardware.device == "cuda" else ""),
+            hint=_way_out(plan) + _way_out_of_sharing(plan, hardware),
         )
 
 
@@ -248,6 +249,13 @@ def _way_out(plan: Plan) -> str:
         return f"{' or '.join(['Lower batch_size in the recipe (and raise accumulation)', *ways])}."
     ways.append("take a smaller base model or a larger GPU")
     return f"No batch is small enough: {gigabytes(fixed)} do not depend on it. {' or '.join(ways).capitalize()}."
+
+
+def _way_out_of_sharing(plan: Plan, hardware: Hardware) -> str:
+    if hardware.device != "cuda":
+        return ""
+    would_fit = plan.memory_total_bytes * _MARGIN <= hardware.total_bytes
+    return _HAND_OFF if would_fit else _SHARE
 
 
 def gigabytes(count: int) -> str:

@@ -15,7 +15,7 @@ from preceptor_gateway.adapters.board import Board, Cause
 from preceptor_gateway.adapters.canary import CanaryFailed, check_canary
 from preceptor_gateway.adapters.registry import Registry
 from preceptor_gateway.adapters.verification import Verifier
-from preceptor_gateway.engine import EnginePool, PooledEngine
+from preceptor_gateway.engine import EnginePool, PooledEngine, Routing
 from preceptor_gateway.metrics import Metrics
 from preceptor_gateway.problems import BadRequest, EngineTimeout, GatewayError, Unavailable
 from preceptor_gateway.store import AliasStore
@@ -65,7 +65,8 @@ class AdaptersOnEngine:
         """Where an adapter stands here."""
         status = self._board[adapter]
         if self.engine.is_out and status.state is not AdapterState.FAILED:
-            return AdapterOnEngine(state=AdapterState.REGISTERED, reason="The engine does not answer.")
+            why = "A training has the engine's GPU." if self.engine.makes_way else "The engine does not answer."
+            return AdapterOnEngine(state=AdapterState.REGISTERED, reason=why)
         return AdapterOnEngine(state=status.state, reason=status.reason)
 
     def lost(self, adapter: str) -> None:
@@ -165,7 +166,7 @@ class AdaptersOnEngine:
         if lost or self.was_away:
             # It may be another engine now, with another tokenizer.
             self._client.forget()
-        was_out = self.engine.is_out
+        was_out = self.engine.routing is Routing.OUT
         self._pool.bring_in(self.engine)
         if was_out:
             self._board.engine_came()

@@ -1,6 +1,6 @@
 """The only door to vLLM."""
 
 from preceptor_gateway.engine.client import EngineClient, EngineReply
-from preceptor_gateway.engine.pool import EnginePool, PooledEngine
+from preceptor_gateway.engine.pool import EnginePool, PooledEngine, Routing
 
-__all__ = ["EngineClient", "EnginePool", "EngineReply", "PooledEngine"]
+__all__ = ["EngineClient", "EnginePool", "EngineReply", "PooledEngine", "Routing"]

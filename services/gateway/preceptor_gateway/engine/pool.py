@@ -22,6 +22,8 @@ SLACK = 4
 RATIO = 1.5
 """And so many times as many: eight more do not matter where each engine has a hundred."""
 RETRY_AFTER_S = 5
+HANDED_OFF_RETRY_S = 30
+"""A training takes minutes at least."""
 
 
 class Routing(StrEnum):
@@ -45,6 +47,8 @@ class PooledEngine:
     """Every wanted adapter was tried since it came (back); until then others are preferred for the base model."""
     ready: set[str] = field(default_factory=set)
     """Adapters whose canary passed there."""
+    makes_way: bool = False
+    """A training wants its GPU, or has it: no request goes to it, whether it answers or not."""
     picked: int = 0
     """The pool's count of requests when it was last picked, so that engines that are alike take turns."""
     nudge: asyncio.Event = field(default_factory=asyncio.Event)
@@ -53,7 +57,7 @@ class PooledEngine:
     @property
     def is_out(self) -> bool:
         """True where no request goes to it."""
-        return self.routing is Routing.OUT
+        return self.routing is Routing.OUT or self.makes_way
 
     def score(self, prefix: bytes) -> bytes:
         """Rendezvous hashing: the engine with the highest score is the prefix's home, in every gateway alike."""
@@ -112,6 +116,13 @@ class EnginePool:
         """What to raise where no engine can answer."""
         if adapter is None or all(one.is_out for one in self.engines):
             many = len(self.engines) > 1
+            if any(one.makes_way for one in self.engines):
+                return Unavailable(
+                    "A training has the engine's GPU.",
+                    code="engine_handed_off",
+                    hint="It comes back when the training ends; try again. GET /health tells.",
+                    retry_after_s=HANDED_OFF_RETRY_S,
+                )
             return Unavailable(
                 f"None of the {len(self.engines)} engines answers." if many else "The engine does not answer.",
                 code="engine_down",
@@ -147,9 +158,16 @@ class EnginePool:
         one.routing = Routing.OUT
         self._metrics.engine_up.labels(one.name).set(0)
 
+    def make_way(self, one: PooledEngine, *, wanted: bool) -> None:
+        """Sends it no more requests while a training wants its GPU; those in flight go on."""
+        if one.makes_way != wanted:
+            log.info("engine makes way for a training" if wanted else "engine may come back", engine=one.name)
+        one.makes_way = wanted
+        one.nudge.set()
+
     def bring_in(self, one: PooledEngine) -> None:
         """Sends it requests, for the adapters that are ready there and for the base model."""
-        if one.is_out:
+        if one.routing is Routing.OUT:
             log.info("engine is back", engine=one.name)
         one.routing = Routing.IN
         self._metrics.engine_up.labels(one.name).set(1)
@@ -157,12 +175,9 @@ class EnginePool:
     def _able(self, adapter: str | None) -> list[PooledEngine]:
         if adapter is not None:
             return [one for one in self.engines if adapter in one.ready and not one.is_out]
-        up = [one for one in self.engines if one.routing is Routing.IN]
-        return (
-            [one for one in up if one.is_settled]
-            or up
-            or [one for one in self.engines if one.routing is Routing.UNKNOWN]
-        )
+        there = [one for one in self.engines if not one.is_out]
+        up = [one for one in there if one.routing is Routing.IN]
+        return [one for one in up if one.is_settled] or up or there
 
     def _choose(self, able: list[PooledEngine], adapter: str | None, affinity: bytes) -> PooledEngine:
         least = min(able, key=lambda one: (one.client.in_flight, one.picked))

@@ -23,7 +23,7 @@ async def health(response: Response, services: ServicesDep) -> Health:
     """503 where no engine answers; 200 with status `degraded` where one does not, or lacks a promoted adapter."""
     found = await look_at_engines(services.engines)
     names = services.domains.domains
-    up = [one for one in found if one.up]
+    up = [one for one in found if one.up and not one.makes_way]
     # One broken adapter or engine must not take the gateway, which serves all others, out of a balancer.
     response.status_code = 200 if up else 503
     is_whole = len(up) == len(found) and not services.adapters.wanted_not_ready(tuple(names))

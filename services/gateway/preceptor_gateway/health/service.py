@@ -7,7 +7,7 @@ import asyncio
 from preceptor_contracts.errors import PreceptorError
 from preceptor_contracts.wire import EngineView
 
-from preceptor_gateway.engine import EnginePool, PooledEngine
+from preceptor_gateway.engine import EnginePool, PooledEngine, Routing
 from preceptor_gateway.problems import Unavailable
 
 LIMIT_S = 2.0
@@ -20,13 +20,14 @@ async def look_at_engines(pool: EnginePool) -> tuple[EngineView, ...]:
 
 
 async def _look_at(pool: EnginePool, one: PooledEngine) -> EngineView:
-    version = "" if one.is_out else await _version(pool, one)
+    version = "" if one.routing is Routing.OUT else await _version(pool, one)
     return EngineView(
         engine=one.name,
         up=bool(version),
         version=version,
         in_flight=one.client.in_flight,
         adapters_ready=0 if one.is_out else len(one.ready),
+        makes_way=one.makes_way,
     )
 
 
