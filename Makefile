@@ -5,7 +5,7 @@ PYTHON ?= python3
 # between make and honcho, and a SIGTERM to make would leave the stack running.
 HONCHO := exec env PYTHONUNBUFFERED=1 ONCE=$(ONCE) .venv/bin/honcho --env /dev/null
 
-.PHONY: help setup demo serve test test-unit test-house test-contract test-integration test-e2e lint typecheck format bench-gateway bench-mcq bench-trainer bench-gain docs lock clean
+.PHONY: help setup secrets demo serve backup restore test lint typecheck format bench-gateway bench-mcq bench-trainer bench-gain bench-compose docs lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -13,29 +13,23 @@ help: ## Show this list
 setup: ## Make both environments, .env and the base model; quick when nothing changed
 	@$(PYTHON) scripts/setup.py
 
+secrets: ## Make .env, if it is not there, and fill in every secret that it lacks
+	@$(PYTHON) scripts/setup.py --only-secrets
+
 demo: setup ## Train a specialist, prove it better, serve it at http://localhost:7860; ONCE=1 ends after the story
 	@GATEWAY_LOG_LEVEL=warning $(HONCHO) --procfile Procfile.demo start
 
 serve: setup ## Start engine, gateway and UI until Ctrl-C
 	@$(HONCHO) --procfile Procfile start
 
-test: setup ## Run every ring of tests
-	.venv/bin/pytest
+backup: ## Save the Compose stack's adapters, runs, aliases and keys under data/backups; FILE= names it, ENV=1 adds .env
+	@$(PYTHON) -m scripts.backup backup --file "$(FILE)" --env "$(ENV)"
 
-test-unit: ## Run the unit ring (seconds)
-	.venv/bin/pytest tests/unit
+restore: ## Put a backup of the Compose stack back: FILE=...; FORCE=1 replaces what is there
+	@$(PYTHON) -m scripts.backup restore --file "$(FILE)" --force "$(FORCE)"
 
-test-house: ## Run the house rules
-	.venv/bin/pytest tests/house
-
-test-contract: ## Run one suite against the fake engine and real vLLM
-	.venv/bin/pytest tests/contract
-
-test-integration: ## Run real processes together
-	.venv/bin/pytest tests/integration
-
-test-e2e: ## Run what the README promises, as written
-	.venv/bin/pytest tests/e2e
+test: setup ## Run every ring of tests, or one: make test RING=unit (house, contract, integration, docker, e2e)
+	.venv/bin/pytest tests/$(RING)
 
 bench-mcq: setup ## Measure multiple choice beside lm-evaluation-harness on real vLLM; writes bench/mcq/report.md
 	@.venv/bin/python -m bench.mcq
@@ -45,6 +39,9 @@ bench-trainer: setup ## Measure training beside plain TRL and LLaMA-Factory; wri
 
 bench-gain: setup ## Train every domain with three seeds and examine them as served; hours; writes bench/gain/report.md
 	@.venv/bin/python -m bench.gain
+
+bench-compose: setup ## Measure the Compose stack on a real Docker engine; writes docs/reports/compose.md
+	@PRECEPTOR_REPORT=1 .venv/bin/pytest tests/docker
 
 lint: ## Check style and import directions
 	.venv/bin/ruff check .
@@ -61,11 +58,12 @@ format: ## Mend style
 bench-gateway: setup ## Measure the gateway beside LiteLLM and vllm-router; BENCH=--quick is a smoke of a minute
 	@exec .venv/bin/python -m bench.gateway $(BENCH)
 
-docs: ## Write docs/api.md from the gateway's OpenAPI document
+docs: ## Write docs/api.md and docs/hardware.md from the code
 	.venv/bin/python scripts/api_docs.py
+	.venv/bin/python scripts/hardware_table.py
 
 lock: ## Pin requirements/*.in into requirements/*.txt
 	.venv/bin/python scripts/lock.py
 
 clean: ## Remove the environments and caches; data/ and .env stay
-	rm -rf .venv .venv-engine .venv-bench .venv-bench-mcq .venv-bench-trainer .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-engine .venv-bench .venv-bench-mcq .venv-bench-trainer .venv-open-webui .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,8 +1,8 @@
 """Pins requirements/*.in into requirements/*.txt: `make lock`. Pins that still fit stay; `--upgrade` takes the newest.
 
 dev.txt is resolved first and holds the members of .venv together; each member's file is then a part of it. The engine
-has a resolution of its own, since vLLM pins its own transformers, and so has what the gateway is measured against. No
-file names an index: whoever installs brings one.
+has a resolution of its own, since vLLM pins its own transformers, and so have what ours is measured against and Open
+WebUI. No file names an index: whoever installs brings one.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def compile_arguments(name: str, *, upgrade: bool) -> list[str]:
         return [*arguments, "--constraints", "requirements/dev.txt"]
     if name == "bench":
         arguments += ["--overrides", "requirements/bench-overrides.txt"]
+    if name == "open-webui":
+        arguments += ["--excludes", "requirements/open-webui-excludes.txt"]
     return [*arguments, "--upgrade"] if upgrade else arguments
 
 
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     if not UV.exists():
         sys.stderr.write(f"{UV.relative_to(ROOT)} is not there. Run `make setup` first.\n")
         return 2
-    for name in ("dev", *PARTS_OF_DEV, "engine", "bench", "bench-mcq", "bench-trainer"):
+    for name in ("dev", *PARTS_OF_DEV, "engine", "bench", "bench-mcq", "bench-trainer", "open-webui"):
         if subprocess.run([UV, *compile_arguments(name, upgrade=upgrade)], cwd=ROOT, check=False).returncode:
             return 1
         sys.stdout.write(f"requirements/{name}.txt\n")

@@ -32,7 +32,10 @@ TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 LOG = ROOT / "data/setup.log"
 LOCK = ROOT / "data/setup.lock"
 STAMP = ".preceptor-stamp"
-SECRETS = ("GATEWAY_API_KEY", "GATEWAY_ADMIN_KEY", "ENGINE_API_KEY")
+SECRETS = (
+    *("GATEWAY_API_KEY", "GATEWAY_ADMIN_KEY", "ENGINE_API_KEY"),
+    *("POSTGRES_PASSWORD", "WEBUI_SECRET_KEY", "GRAFANA_ADMIN_PASSWORD"),
+)
 SHOWN_LOG_LINES = 25
 
 
@@ -276,12 +279,16 @@ def make_base_model(held: Sequence[int]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs every step that has something to do."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only-secrets", action="store_true", help="fill in what .env lacks, and no more")
     parser.add_argument("--no-base-model", action="store_true", help="leave the embedded base model for later")
     arguments = parser.parse_args(argv)
     began = time.monotonic()
     try:
         ensure_python()
         with locked() as lock:
+            if arguments.only_secrets:
+                make_env_file()
+                return 0
             LOG.write_bytes(b"")
             held = [lock.fileno()]
             make_environment(DEV, held)

@@ -102,7 +102,8 @@ def test_the_dashboard_is_stable_and_whole() -> None:
     board = json.loads(DASHBOARD.read_text())
     assert board["uid"] == "preceptor"
     assert board.get("id") is None
-    (source,) = yaml.safe_load((FOLDER / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    sources = yaml.safe_load((FOLDER / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    (source,) = [one for one in sources if one["type"] == "prometheus"]
     every = panels()
     assert len({panel["id"] for panel in every}) == len(every)
     assert {
@@ -134,7 +135,12 @@ def test_each_alert_says_what_to_do_and_is_tested() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("check", "config", "prometheus.yml"), ("check", "rules", "alerts.yml"), ("test", "rules", "alerts.test.yml")],
+    [
+        ("check", "config", "prometheus.yml"),
+        ("check", "config", "prometheus.compose.yml"),
+        ("check", "rules", "alerts.yml"),
+        ("test", "rules", "alerts.test.yml"),
+    ],
 )
 def test_promtool_has_nothing_to_say(arguments: tuple[str, ...]) -> None:
     tool = shutil.which("promtool")

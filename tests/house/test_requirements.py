@@ -48,6 +48,7 @@ def test_every_member_has_a_lock_file() -> None:
         "bench",
         "bench-mcq",
         "bench-trainer",
+        "open-webui",
     }
 
 

@@ -12,8 +12,9 @@ from pydantic_settings import BaseSettings
 
 from tests.house.tree import ROOT
 
-# Make's argument, `make demo ONCE=1`: in a file it would surprise.
-NOT_IN_THE_FILE = {"ONCE"}
+# Make's argument, `make demo ONCE=1`: in a file it would surprise. The terminal's width, where torch comes from, which
+# empty is an answer to, and what a build is made of.
+NOT_IN_THE_FILE = {"ONCE", "COLUMNS", "TORCH_INDEX", "PRECEPTOR_REVISION"}
 
 
 def load_script(name: str) -> ModuleType:
@@ -46,9 +47,30 @@ def example() -> dict[str, str]:
     return dict(found)
 
 
+def in_compose() -> dict[str, str | None]:
+    """Variables of the Compose files with the first file's default; None where there is none, or it is passed on."""
+    texts = [(ROOT / name).read_text() for name in ("docker-compose.yaml", "compose.cpu.yaml")]
+    passed = {name: None for text in texts for name in re.findall(r"^      ([A-Z][A-Z0-9_]*):$", text, re.MULTILINE)}
+    found: dict[str, str | None] = {}
+    for text in texts:
+        for name, default in re.findall(r"\$\{([A-Z0-9_]+)(?::?-([^}]*)|:\?[^}]*)?\}", text):
+            found.setdefault(name, default or None)
+    return {**passed, **found}
+
+
 def test_the_example_names_every_setting_and_no_other() -> None:
     read = {name for settings in CLASSES for name in variables(settings)}
-    assert set(example()) == read - NOT_IN_THE_FILE
+    assert set(example()) == (read | set(in_compose())) - NOT_IN_THE_FILE
+
+
+def test_compose_has_the_examples_defaults() -> None:
+    values = example()
+    differing = {
+        name: default
+        for name, default in in_compose().items()
+        if name not in NOT_IN_THE_FILE and default is not None and default != values[name]
+    }
+    assert differing == {}
 
 
 @pytest.mark.parametrize("settings", CLASSES, ids=lambda settings: settings.__module__)
@@ -63,4 +85,5 @@ def test_the_example_shows_the_defaults(settings: type[BaseSettings], monkeypatc
 
 
 def test_no_example_holds_a_key() -> None:
-    assert {name: value for name, value in example().items() if name.endswith("_KEY") and value} == {}
+    secret = ("_KEY", "_PASSWORD", "_TOKEN")
+    assert {name: value for name, value in example().items() if name.endswith(secret) and value} == {}
