@@ -16,7 +16,7 @@ from tests.prerequisites import require
 from tests.stack import ENGINE_BIN, RealEngine, running_engine
 
 HERE = Path(__file__).parent
-RINGS = {"unit": 60, "house": 300, "contract": 600, "integration": 1800, "e2e": 3600, "gpu": 1800}
+RINGS = {"unit": 60, "house": 300, "contract": 600, "integration": 1800, "e2e": 3600, "docker": 3600, "gpu": 1800}
 """Rings in the order they run, cheap ones first, with the seconds after which a test counts as hanging."""
 
 # A busy machine is slow, and no example of ours is wrong for being slow.

@@ -4,48 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from preceptor_contracts.report import Report, Verdict
 
+from tests.browser import ANSWER_LIMIT_MS, opened_page
 from tests.e2e.conftest import Demo, start_demo
-from tests.prerequisites import require
-
-CHROMIUM = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-ANSWER_LIMIT_MS = 60_000
 
 
 @pytest.fixture
-def page(demo: Demo, tmp_path: Path) -> Iterator[Page]:
-    """A browser page that notes console errors and requests that leave this machine."""
-    path = shutil.which("chromium")
-    require(path, "Chromium is not installed. Run `apt-get install chromium`.")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM)
-        one = browser.new_page()
-        troubles: list[str] = []
-        one.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
-        one.on("request", lambda request: troubles.append(request.url) if demo.page not in request.url else None)
-        one.goto(demo.page)
+def page(demo: Demo) -> Iterator[Page]:
+    with opened_page(demo.page) as one:
         yield one
-        browser.close()
-    strays = [trouble for trouble in troubles if not trouble.startswith(("data:", "blob:"))]
-    assert not strays
 
 
 def test_the_story_prints_the_table_and_the_adapter_is_better(demo: Demo) -> None:

@@ -163,16 +163,19 @@ def test_bad_input_is_exit_code_2_with_a_sentence(real_stack: RealStack, tmp_pat
 def test_official_openai_sdk_works_and_raises_its_own_exceptions(real_stack: RealStack) -> None:
     import openai
 
-    client = openai.OpenAI(base_url=f"{real_stack.url}/v1", api_key="use-key-for-tests", max_retries=0)
-    assert "base" in [card.id for card in client.models.list()]
-    chunks = client.chat.completions.create(
-        model="sql:base", messages=[{"role": "user", "content": "Hi"}], max_tokens=3, stream=True
-    )
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-    with pytest.raises(openai.NotFoundError, match="nope"):
-        client.chat.completions.create(model="nope", messages=[{"role": "user", "content": "Hi"}])
-    stranger = openai.OpenAI(base_url=f"{real_stack.url}/v1", api_key="wrong", max_retries=0)
-    with pytest.raises(openai.AuthenticationError):
-        stranger.models.list()
-    with pytest.raises(openai.BadRequestError, match="maximum context length"):
-        client.chat.completions.create(model="sql:base", messages=[{"role": "user", "content": "word " * 4000}])
+    url = f"{real_stack.url}/v1"
+    with (
+        openai.OpenAI(base_url=url, api_key="use-key-for-tests", max_retries=0) as client,
+        openai.OpenAI(base_url=url, api_key="wrong", max_retries=0) as stranger,
+    ):
+        assert "base" in [card.id for card in client.models.list()]
+        chunks = client.chat.completions.create(
+            model="sql:base", messages=[{"role": "user", "content": "Hi"}], max_tokens=3, stream=True
+        )
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        with pytest.raises(openai.NotFoundError, match="nope"):
+            client.chat.completions.create(model="nope", messages=[{"role": "user", "content": "Hi"}])
+        with pytest.raises(openai.AuthenticationError):
+            stranger.models.list()
+        with pytest.raises(openai.BadRequestError, match="maximum context length"):
+            client.chat.completions.create(model="sql:base", messages=[{"role": "user", "content": "word " * 4000}])
