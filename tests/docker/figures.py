@@ -19,7 +19,11 @@ RUN = (
     ("postgres, redis", "stand-in run, from Debian's packages"),
     ("prometheus", "stand-in run, from Debian's package, with the shipped configuration"),
     ("open-webui", "stand-in run, from PyPI, with the service's environment; its image would run as root"),
-    ("grafana, loki, alloy, docker-logs, host-exporter, gpu-exporter, tunnel", "configuration checked"),
+    ("grafana", "configuration checked: Compose's, and the dashboard against the series that exist"),
+    (
+        "loki, alloy, docker-logs, host-exporter, gpu-exporter, tunnel",
+        "configuration checked: Compose's; nothing has parsed their own files",
+    ),
 )
 """Which images could be had where this was written. A stand-in has the same name and another origin."""
 
