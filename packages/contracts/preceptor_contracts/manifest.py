@@ -237,7 +237,7 @@ def _misread(folder: Path, error: InvalidInput) -> ManifestInvalid:
     """A manifest of another version is told as one, whatever else does not fit."""
     try:
         version = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["schema_version"]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         version = SCHEMA_VERSION
     if version == SCHEMA_VERSION:
         return ManifestInvalid(error.message, hint="Train again with this version of the trainer.")

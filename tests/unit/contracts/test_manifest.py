@@ -40,6 +40,17 @@ def test_a_broken_manifest_of_this_version_names_the_field(tmp_path: Path) -> No
         read_adapter(written(tmp_path, rank="many"))
 
 
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_manifest_that_is_not_there_is_refused_too(tmp_path: Path, is_folder: bool) -> None:
+    """It may go between the look at the folder and the reading."""
+    folder = written(tmp_path)
+    (folder / MANIFEST).unlink()
+    if is_folder:
+        (folder / MANIFEST).mkdir()
+    with pytest.raises(ManifestInvalid):
+        read_adapter(folder)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '"text"'])
 def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
     folder = written(tmp_path)

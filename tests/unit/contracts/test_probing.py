@@ -31,7 +31,7 @@ def answering(answer: bytes | None) -> int:
     ("answer", "code"),
     [
         (b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 0),
-        (b"HTTP/1.1 307 Temporary Redirect\r\nlocation: /docs\r\ncontent-length: 0\r\n\r\n", 0),
+        (b"HTTP/1.1 307 Temporary Redirect\r\nlocation: /docs\r\ncontent-length: 0\r\n\r\n", 1),
         (b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", 1),
         (b"no HTTP at all\r\n\r\n", 1),
         (b"", 1),

@@ -29,7 +29,8 @@ async def watch_hand_off(pool: EnginePool, url: str, lock: Path) -> None:
     while True:
         held, before = one.makes_way, trouble
         try:
-            held, trouble = is_held(lock), ""
+            # In a thread: a disk that hangs must not hold the answers up.
+            held, trouble = await asyncio.to_thread(is_held, lock), ""
         except OSError as error:
             trouble = str(error)
         if trouble and trouble != before:
